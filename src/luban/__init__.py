@@ -1,0 +1,48 @@
+"""Luban (鲁班): a workshop for large models. One recipe, one artefact, one function per verb.
+
+Example:
+    >>> import luban                                                        # doctest: +SKIP
+    >>> result = luban.train("reviews.yaml")
+    >>> luban.load(result["artefact"]).predict([{"review": "物流很快, 很满意"}])
+
+Everything is imported when it is first used: ``import luban`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from luban._version import __version__
+
+if TYPE_CHECKING:
+    from luban.predict import load
+    from luban.recipe import schema
+    from luban.verbs.check import check
+    from luban.verbs.compare import compare
+    from luban.verbs.doctor import doctor
+    from luban.verbs.evaluate import evaluate
+    from luban.verbs.init import init
+    from luban.verbs.train import train
+
+__all__ = ["__version__", "check", "compare", "doctor", "evaluate", "init", "load", "schema", "train"]
+
+_HOMES = {
+    "check": "luban.verbs.check",
+    "compare": "luban.verbs.compare",
+    "doctor": "luban.verbs.doctor",
+    "evaluate": "luban.verbs.evaluate",
+    "init": "luban.verbs.init",
+    "load": "luban.predict",
+    "schema": "luban.recipe",
+    "train": "luban.verbs.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        # A verb's module shares its name: importing it sets the attribute to the module, so the function is put in its place.
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'luban' has no attribute '{name}'")

@@ -1,0 +1,256 @@
+"""The artefact: a directory that holds a model and the evidence for it, without pickle.
+
+::
+
+    config.json          format version, model, adapt steps, fields
+    model.safetensors    weights
+    preprocessing.json   processors and cleaning with what they learnt (a tokenizer lies beside it as tokenizer.json)
+    recipe.yaml          the resolved recipe: every default written out
+    metrics.json         what was measured, on which rows
+    sample.jsonl         frozen rows with the predictions made when training ended: the parity contract
+    lineage.json         data, versions, seed, hardware, cost
+    README.md            the model card, made from the files above
+    train/               checkpoints and logs; may be deleted
+
+Loading is one path for every kind of model: build from config, replay the adapt steps, load the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from luban import files
+from luban.adapt._base import Adaptation
+from luban.data.contracts import Spec
+from luban.data.pipeline import Pipeline
+from luban.errors import ArtefactError, RecipeError
+from luban.models._base import Model
+from luban.recipe import Component, Section
+from luban.tensors import write_tensors
+
+__all__ = ["FORMAT", "Artefact", "build_model", "is_artefact", "write", "write_json"]
+
+FORMAT = 1
+_TOKENIZER = "tokenizer.json"
+
+
+def build_model(model: Component, adapt: Sequence[Component], spec: Spec) -> nn.Module:
+    """Build the module of a recipe: the family's, with the adapt steps applied in order."""
+    module = cast(Model, model).build(spec)
+    for step in adapt:
+        module = cast(Adaptation, step).apply(module)
+    return module
+
+
+@dataclass
+class Artefact:
+    """An artefact that was read; `build` makes its model.
+
+    Attributes:
+        path: the directory.
+        model: options of the model.
+        adapt: options of the adapt steps.
+        spec: fields of a batch.
+        pipeline: fitted processors and cleaning.
+        recipe: text of recipe.yaml.
+        metrics, lineage: contents of these files.
+        sample: frozen rows, each with ``row`` and ``prediction``.
+    """
+
+    path: Path
+    model: Component
+    adapt: list[Component]
+    spec: Spec
+    pipeline: Pipeline
+    recipe: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    sample: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Artefact:
+        """Read an artefact; nothing in it is executed.
+
+        Raises:
+            ArtefactError: if it is missing, incomplete, damaged, or of a newer format.
+        """
+        folder = Path(path)
+        if not folder.exists():
+            raise ArtefactError(f"there is no artefact '{path}'; 'luban train RECIPE' makes one")
+        if not is_artefact(folder):
+            raise ArtefactError(
+                f"'{path}' is no artefact: it has no config.json of Luban's; name the directory that 'luban train' printed"
+            )
+        config = _read_json(folder, "config.json")
+        found = config.get("format")
+        if found != FORMAT:
+            raise ArtefactError(
+                f"'{path}' has format {found!r}, but this Luban reads format {FORMAT}; use the Luban that wrote it ({config.get('luban')})"
+            )
+        preprocessing = _read_json(folder, "preprocessing.json")
+        try:
+            for part in _parts(preprocessing):
+                name = part["state"].get("tokenizer_file")
+                if name is not None:
+                    part["state"]["tokenizer"] = _inside(folder, name).read_text(encoding="utf-8")
+            pipeline = Pipeline.restore(preprocessing)
+            model = Section("models").parse(config["model"])
+            adapt = [Section("adapt").parse(step) for step in config["adapt"]]
+            spec = Spec.from_json(config["spec"])
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, RecipeError) as error:
+            raise ArtefactError(
+                f"'{path}' is damaged: config.json and preprocessing.json do not fit together ({_brief(error)})"
+            ) from None
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise ArtefactError(
+                f"'{path}' is damaged: its preprocessing cannot be read ({_brief(error)})"
+            ) from None
+        return cls(
+            folder,
+            model,
+            adapt,
+            spec,
+            pipeline,
+            (folder / "recipe.yaml").read_text(encoding="utf-8")
+            if (folder / "recipe.yaml").is_file()
+            else "",
+            _read_json(folder, "metrics.json"),
+            _read_json(folder, "lineage.json"),
+            _read_lines(folder, "sample.jsonl"),
+        )
+
+    def build(self) -> nn.Module:
+        """Build the model and load its weights, in evaluation mode.
+
+        Raises:
+            ArtefactError: if the weights are missing, damaged, or do not fit the configuration.
+        """
+        try:
+            module = build_model(self.model, self.adapt, self.spec)
+        except RecipeError as error:
+            raise ArtefactError(f"'{self.path}' is damaged: {error}") from None
+        path = self.path / "model.safetensors"
+        try:
+            weights = safetensors.torch.load_file(path)
+        except FileNotFoundError:
+            raise ArtefactError(f"'{self.path}' is incomplete: model.safetensors is missing") from None
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise ArtefactError(f"'{path}' is damaged: {_brief(error)}") from None
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ArtefactError(f"'{path}' does not fit config.json: {_brief(error)}") from None
+        return module.eval()
+
+    def verify_weights(self) -> None:
+        """Check that the weights are the file that was written.
+
+        Raises:
+            ArtefactError: if a single bit differs.
+        """
+        expected = self.lineage.get("weights")
+        if expected is not None and files.sha256_of(self.path / "model.safetensors") != expected:
+            raise ArtefactError(
+                f"'{self.path / 'model.safetensors'}' is damaged: it is not the file that was written when the artefact was made"
+            )
+
+
+def is_artefact(path: Path) -> bool:
+    """Whether a directory is an artefact of ours."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return (path / "model.safetensors").is_file() and (path / "preprocessing.json").is_file()
+    return isinstance(config, dict) and "luban" in config
+
+
+def write(
+    folder: Path,
+    *,
+    version: str,
+    model: Component,
+    adapt: Sequence[Component],
+    spec: Spec,
+    pipeline: Pipeline,
+    weights: Mapping[str, Tensor],
+    recipe: str,
+) -> str:
+    """Write the parts of an artefact that prediction needs into a folder.
+
+    Returns:
+        sha256 of the weights.
+    """
+    write_json(
+        folder / "config.json",
+        {
+            "luban": version,
+            "format": FORMAT,
+            "model": model.model_dump(),
+            "adapt": [a.model_dump() for a in adapt],
+            "spec": spec.to_json(),
+        },
+    )
+    state = pipeline.state()
+    for i, part in enumerate(part for part in _parts(state) if "tokenizer" in part["state"]):
+        name = _TOKENIZER if i == 0 else f"tokenizer-{i}.json"
+        (folder / name).write_text(part["state"].pop("tokenizer"), encoding="utf-8")
+        part["state"]["tokenizer_file"] = name
+    write_json(folder / "preprocessing.json", state)
+    write_tensors(
+        {name: value.detach().cpu().contiguous() for name, value in weights.items()},
+        folder / "model.safetensors",
+    )
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    return files.sha256_of(folder / "model.safetensors")
+
+
+def _parts(state: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*state["inputs"].values(), *state["targets"].values(), *state["clean"]]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return a file of the artefact; one from a stranger must not point elsewhere."""
+    path = folder / name
+    if Path(name).name != name:
+        raise ArtefactError(f"'{folder}' is damaged: it refers to '{name}' outside itself")
+    return path
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as people and diffs like it."""
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        data = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"'{folder}' is incomplete: {name} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"'{folder / name}' is damaged: {_brief(error)}") from None
+    if not isinstance(data, dict):
+        raise ArtefactError(f"'{folder / name}' is damaged: it holds no mapping")
+    return data
+
+
+def _read_lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines() if line]
+    except FileNotFoundError:
+        raise ArtefactError(
+            f"'{folder}' is incomplete: {name} is missing, so nobody can tell whether it still predicts what it did"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"'{folder / name}' is damaged: {_brief(error)}") from None
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

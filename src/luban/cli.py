@@ -1,0 +1,492 @@
+"""The command line: thin. It reads arguments, calls the verb of the Python API, and prints.
+
+Results go to stdout and everything else to stderr. With ``--json`` stdout holds one JSON object and nothing else. An error is
+one sentence on stderr (an object with ``error`` as well, with ``--json``) and an exit code: 0 good, 1 a budget or gate not met,
+2 the input is wrong, 3 a bug or a fault of the machine, 130 interrupted.
+
+Verbs are imported when they are called, so that ``luban --help`` needs neither torch nor polars.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luban._version import __version__
+from luban.errors import InputError, LubanError
+
+if TYPE_CHECKING:
+    from luban.console import Console
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="luban",
+    help="A workshop for large models: one recipe, one artefact, one command per verb.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+datasets_app = typer.Typer(
+    help="Open data and small models, through the package index you already have.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(datasets_app, name="datasets")
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
+]
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
+ArtefactDir = Annotated[str, typer.Argument(metavar="ARTEFACT", help="The directory of an artefact.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.epochs=3.")
+]
+Output = Annotated[str | None, typer.Option("-o", "--output", help="Where the result goes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+def _console() -> Console:
+    from luban.console import Terminal
+
+    return Terminal()
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _json(data: Any) -> None:
+    _out(json.dumps(data, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    """JSON knows no NaN: a figure that is not defined is null."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not (abs(data) < float("inf")) else data
+
+
+# --- verbs --------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="A data file, a folder, a glob, a URL, or dataset:NAME.")],
+    target: Annotated[
+        list[str] | None, typer.Option("-t", "--target", help="A column to predict; may be repeated.")
+    ] = None,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Look at data and write a commented recipe for it."""
+    from luban.verbs.init import init as verb
+
+    report = verb(data, targets=target or None, output=output, force=force)
+    if as_json:
+        _json(_finite(report.to_json()))
+        return
+    console = _console()
+    for problem in report.problems:
+        console.say(str(problem))
+    _out(f"{report.path}")
+    console.say(f"next: luban check {report.path}")
+
+
+@app.command()
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Also run the learning-rate range test.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Resolve a recipe, try the worst batch, estimate time and memory; writes nothing."""
+    from luban.verbs.check import check as verb
+
+    console = _console()
+    result = verb(recipe, overrides or [], find_lr=find_lr, console=console)
+    if as_json:
+        _json(_finite(result))
+        return
+    rows = result["rows"]
+    _out(result["recipe"].rstrip())
+    for sentence in result["derived"]:
+        console.say(f"derived: {sentence}")
+    for what, n in result["data"]["counts"].items():
+        console.say(f"data: {what}: {n:,}")
+    for notes in result["data"]["notes"].values():
+        for note in notes:
+            console.say(f"data: {note}")
+    worst = result["worst_batch"]
+    console.say(
+        f"rows: {rows['train']:,} to train, {rows['validation']:,} to choose by, {rows['test']:,} to report on"
+    )
+    console.say(
+        f"model: {result['model']}, {result['parameters']:,} parameters, {result['trainable']:,} of them trained"
+    )
+    tokens = f" and {worst['tokens']:,} tokens" if worst["tokens"] else ""
+    console.say(
+        f"worst batch: {worst['rows']:,} rows{tokens}: fits; {result['peak_memory_mb']:,.0f} MB so far"
+    )
+    console.say(
+        f"time: {result['updates']:,} updates of {result['seconds_per_update'] * 1000:.1f} ms, about {_duration(result['seconds'])} in all"
+    )
+    if find_lr:
+        console.say(
+            f"learning rate: {result['learning_rate']['suggested']:g} (the loss falls fastest there); set train.optimizer.learning_rate"
+        )
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Output = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train what a recipe describes; go on where an interrupted run stopped."""
+    from luban.verbs.train import train as verb
+
+    console = _console()
+    try:
+        result = verb(recipe, overrides or [], output=output, resume=not fresh, force=force, console=console)
+    except KeyboardInterrupt as error:
+        from luban.train.engine import Interrupted
+
+        if isinstance(error, Interrupted):
+            again = " ".join(["luban train", recipe, *(overrides or []), *(["-o", output] if output else [])])
+            console.say(f"stopped; a checkpoint is saved. Go on with: {again}")
+        raise
+    if as_json:
+        _json(_finite(result))
+        return
+    if result.get("stopped"):
+        console.say(f"ended early: {result['stopped']}")
+    _show_metrics(console, result["metrics"], result["measured_on"])
+    console.say(f"{result['seconds']:,.1f} s, {result['peak_memory_mb']:,.0f} MB at most")
+    _out(result["artefact"])
+    console.say(
+        f"model card: {result['artefact']}/README.md"
+        if "card" in result
+        else f"folds: {', '.join(result['folds'])}"
+    )
+
+
+@app.command()
+def predict(
+    artefact: ArtefactDir,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A file, '-' for JSON lines on stdin, a JSON row, or the value of the only input.",
+        ),
+    ],
+    output: Output = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Predict rows, one JSON object a line."""
+    from luban import files
+    from luban.verbs.predict import predict as verb
+
+    predictions = verb(artefact, data, device=device)
+    if as_json:
+        _json({"artefact": artefact, "predictions": [_finite(one) for one in predictions]})
+        return
+    if output is None:
+        for one in predictions:
+            _out(json.dumps(_finite(one), ensure_ascii=False))
+        return
+    target = Path(output)
+    with files.writing(f"'{output}'"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.partial")
+        count = 0
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                for one in predictions:
+                    file.write(json.dumps(_finite(one), ensure_ascii=False) + "\n")
+                    count += 1
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+    _console().say(f"{count:,} predictions in {output}")
+
+
+@app.command()
+def evaluate(
+    artefact: ArtefactDir,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Rows with inputs and targets.")],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Only rows that were train, validation or test when the artefact was trained."),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="A column whose values get figures of their own; may be repeated."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples behind the intervals.")] = 1000,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure an artefact, with 95 % intervals, per class and per slice."""
+    from luban.verbs.evaluate import evaluate as verb
+
+    console = _console()
+    result = verb(
+        artefact, data, split=split, by=by or [], resamples=resamples, device=device, console=console
+    )
+    if as_json:
+        _json(_finite(result))
+        return
+    _show_metrics(None, result["metrics"], f"{result['rows']:,} rows")
+    for reason, n in result["skipped"].items():
+        console.say(f"{reason}: {n:,}")
+    for column, values in result["slices"].items():
+        for value, part in values.items():
+            shown = "  ".join(
+                f"{name} {m['value']:.4f}"
+                for name, m in list(part["metrics"].items())[:4]
+                if m["value"] is not None
+            )
+            _out(f"{column}={value}  {part['rows']:,} rows  {shown}")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="An artefact.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Rows to score both on; sharper than two separate figures."),
+    ] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Put two artefacts side by side: quality, size, speed."""
+    from luban.verbs.compare import compare as verb
+
+    result = verb(a, b, data, device=device)
+    if as_json:
+        _json(_finite(result))
+        return
+    for key in ("model", "parameters", "megabytes", "train_seconds", "rows_per_second"):
+        left, right = (result[side].get(key) for side in ("a", "b"))
+        if left is not None:
+            _out(f"{key:<28} {left!s:>14} {right!s:>14}")
+    if data is None:
+        if not result["same_rows"]:
+            _console().say(
+                "careful: the two were measured on different rows; give DATA to score both on the same"
+            )
+        for name, metric in result["a"]["metrics"].items():
+            other = result["b"]["metrics"].get(name, {}).get("value")
+            if metric["value"] is not None and other is not None:
+                _out(f"{name:<28} {metric['value']:>14.4f} {other:>14.4f}")
+        return
+    for target, compared in result["differences"].items():
+        for name, difference in compared["differences"].items():
+            if difference["value"] is not None and difference["low"] is not None:
+                sure = "" if difference["low"] <= 0 <= difference["high"] else "  *"
+                _out(
+                    f"{target + '.' + name:<28} b - a = {difference['value']:+.4f}  ({difference['low']:+.4f} to {difference['high']:+.4f}){sure}"
+                )
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of recipes, plug-ins included."""
+    from luban.recipe import schema as verb
+
+    if as_json:
+        _json(verb())
+    else:
+        _out(json.dumps(verb(), ensure_ascii=False, indent=2))
+
+
+@app.command()
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the self-test.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has and what is missing, and test Luban on it."""
+    from luban.verbs.doctor import doctor as verb
+
+    report = verb(self_test=not quick)
+    if as_json:
+        _json(_finite(report))
+    else:
+        hardware = report["hardware"]
+        _out(
+            f"{hardware['system']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, CUDA: {', '.join(hardware['cuda']) or 'none'}"
+        )
+        _out(", ".join(f"{name} {number}" for name, number in report["versions"].items()))
+        for name, extra in report["extras"].items():
+            _out(
+                f"extra {name:<12} {'installed' if extra['installed'] else 'not installed: ' + extra['install']}  ({extra['for']})"
+            )
+        for name, program in report["programs"].items():
+            _out(f"program {name:<10} {'found' if program['found'] else 'not found'}  ({program['for']})")
+        cache = report["cache"]
+        _out(f"cache {cache['folder']}: {cache['megabytes']:,} MB, {cache['free_gb']} GB free")
+        if "self_test" in report:
+            test = report["self_test"]
+            _out(
+                f"self-test: {'passed in ' + str(test['seconds']) + ' s' if test['passed'] else 'failed: ' + test['error']}"
+            )
+        _out(
+            "all is well"
+            if not report["problems"]
+            else "\n".join(f"problem: {problem}" for problem in report["problems"])
+        )
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+@datasets_app.command("list")
+def datasets_list(as_json: Json = False) -> None:
+    """List what can be fetched."""
+    from dataclasses import asdict
+
+    from luban import datasets
+
+    known = [datasets.describe(name) for name in datasets.names()]
+    if as_json:
+        _json([asdict(one) for one in known])
+        return
+    for one in known:
+        _out(f"{one.name:<18} {one.summary}  [{one.licence}]")
+
+
+@datasets_app.command("fetch")
+def datasets_fetch(
+    name: Annotated[str, typer.Argument(help="A name of `luban datasets list`.")],
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a data set; offline and at once the second time."""
+    from luban import datasets
+
+    folder = datasets.fetch(name, Path(output) if output else None)
+    main = folder / datasets.describe(name).main
+    if as_json:
+        _json({"name": name, "folder": str(folder), "main": str(main)})
+    else:
+        _out(str(main))
+
+
+# --- printing -----------------------------------------------------------------------------------------------------------
+
+
+def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | None) -> None:
+    write: Callable[[str], None] = console.say if console is not None else _out
+    if not metrics:
+        return
+    write(f"measured on {on}:")
+    for name, metric in metrics.items():
+        if metric["value"] is None:
+            write(f"  {name:<28} not defined: {metric.get('note')}")
+            continue
+        interval = f"  ({metric['low']:.4f} to {metric['high']:.4f})" if metric["low"] is not None else ""
+        write(f"  {name:<28} {metric['value']:.4f}{interval}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# --- the outermost edge -------------------------------------------------------------------------------------------------
+
+
+def _version(show: bool) -> None:
+    if show:
+        _out(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _one_sentence(as_json: bool) -> Iterator[None]:
+    """Turn whatever goes wrong into one sentence and an exit code: no traceback reaches a user."""
+    code, message = 0, ""
+    try:
+        yield
+    except LubanError as error:
+        code, message = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
+        code = 0
+    except (OSError, MemoryError) as error:
+        code, message = 3, f"the machine failed: {error}"
+    except Exception as error:  # a bug of ours: said, and kept where it can be reported from
+        if os.environ.get("LUBAN_DEBUG"):
+            raise
+        code, message = (
+            3,
+            f"a bug in Luban ({type(error).__name__}: {' '.join(str(error).split())[:300]}); run again with LUBAN_DEBUG=1 for the details, and report it",
+        )
+    if message:
+        if as_json:
+            _json({"error": message, "exit_code": code})
+        sys.stderr.write(f"luban: {message}\n")
+    if code:
+        raise SystemExit(code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process with an exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # Whatever the locale: a Chinese sentence on a Latin terminal must not be a crash.
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    with _one_sentence("--json" in arguments):
+        try:
+            result = app(arguments, standalone_mode=False)
+        except Exception as error:
+            usage = _usage_error(error)
+            if usage is None:
+                raise
+            raise usage from None
+    raise SystemExit(result if isinstance(result, int) else 0)
+
+
+def _usage_error(error: Exception) -> InputError | None:
+    """Return click's complaint about the arguments as an error of ours."""
+    if not any(cls.__name__ == "ClickException" for cls in type(error).__mro__):
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "luban"
+    return InputError(f"{error.format_message().rstrip('.')}; see '{command} --help'")  # type: ignore[attr-defined]

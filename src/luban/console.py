@@ -1,0 +1,137 @@
+"""What a verb tells the person who runs it, apart from its result."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from luban.train.callbacks._base import Callback
+from luban.train.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress as RichProgress
+
+__all__ = ["Console", "Terminal"]
+
+
+class Console:
+    """Says nothing; what the Python API uses. `Terminal` speaks."""
+
+    def say(self, sentence: str) -> None:
+        """Tell a fact."""
+
+    def stage(self, name: str, rows: int) -> None:
+        """Tell how far a stage of data preparation is."""
+
+    def end_stage(self) -> None:
+        """Close the line of the present stage."""
+
+    def bar(self) -> Callback | None:
+        """Return a callback that shows training, if there is somebody to show it to."""
+        return None
+
+
+class Terminal(Console):
+    """Writes to stderr: lines anywhere, and bars where a person watches."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as RichConsole
+
+        self.rich: RichConsole = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._stage = ""
+        self._shown = 0.0
+
+    def say(self, sentence: str) -> None:
+        self.end_stage()
+        self.rich.print(sentence, markup=False)
+
+    def stage(self, name: str, rows: int) -> None:
+        if not self.rich.is_terminal:
+            return
+        now = time.monotonic()
+        if name != self._stage:
+            self.end_stage()
+        elif now - self._shown < 0.1:
+            return
+        self._stage, self._shown = name, now
+        sys.stderr.write(f"\r  {name}: {rows:,} rows\x1b[K")
+        sys.stderr.flush()
+
+    def end_stage(self) -> None:
+        if self._stage:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._stage = ""
+
+    def bar(self) -> Callback:
+        return _Bar(self)
+
+
+class _Bar(Callback):
+    """A live line with speed, memory and time left; one plain line for each look where nobody watches live."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal: Terminal = terminal
+        self._live: RichProgress | None = None
+        self._task: Any = None
+        self._figures: dict[str, float] = {}
+        self._started = 0.0
+
+    def on_start(self, folder: Any, recipe: dict[str, Any]) -> None:
+        self._started = time.monotonic()
+        if not self._terminal.rich.is_terminal:
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._live = Progress(
+            TextColumn("  update {task.completed:,}/{task.total:,}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=self._terminal.rich,
+            transient=True,
+        )
+        self._live.start()
+        self._task = self._live.add_task("", total=1, figures="")
+
+    def on_step(self, progress: Progress, figures: dict[str, float]) -> None:
+        self._figures = figures
+        if self._live is None:
+            return
+        words = [f"loss {figures['loss']:.4f}", f"{figures['rows_per_second']:,.0f} rows/s"]
+        if "tokens_per_second" in figures:
+            words.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+        if "share_of_peak" in figures:
+            words.append(f"{figures['share_of_peak']:.0%} of peak")
+        words.append(f"{figures['memory_mb']:,.0f} MB")
+        self._live.update(
+            self._task, completed=progress.step, total=progress.total_steps, figures="  ".join(words)
+        )
+
+    def on_evaluate(self, progress: Progress, figures: dict[str, float]) -> bool:
+        shown = [
+            f"{name} {value:.4f}"
+            for name, value in figures.items()
+            if name == "loss" or not name.endswith(".loss")
+        ]
+        best = "  *" if progress.best_step == progress.step else ""
+        speed = f"{self._figures['rows_per_second']:,.0f} rows/s" if self._figures else ""
+        self._terminal.rich.print(
+            f"  update {progress.step:>6,}/{progress.total_steps:,}  train {self._figures.get('loss', float('nan')):.4f}"
+            f"  validation {'  '.join(shown)}  {speed}{best}",
+            markup=False,
+        )
+        return False
+
+    def on_end(self, progress: Progress) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def on_error(self, error: BaseException) -> None:
+        if self._live is not None:
+            self._live.stop()

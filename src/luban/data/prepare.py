@@ -1,0 +1,349 @@
+"""From a recipe's data section to stores of encoded rows, in a few passes that each hold one chunk.
+
+::
+
+    pass 1   read, repair, drop, key      → spool of cleaned chunks (a temporary folder)
+    pass 2   fit the split                  (keys only)
+    pass 3   fit cleaning and processors    (training rows only)
+    pass 4   encode                       → a store for each split, and the raw rows of validation and test
+
+The result lies in the cache under a hash of everything it depends on, so the second run with the same data starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from luban import files
+from luban._version import __version__
+from luban.data.contracts import TEST, TRAIN, VALIDATION, Cleaner, Source, Spec, Split
+from luban.data.pipeline import Pipeline, is_fitted_step, row_keys
+from luban.data.store import Store, StoreWriter
+from luban.errors import DataError
+from luban.recipe import Data, Section
+
+__all__ = ["Prepared", "prepare", "split_rows"]
+
+SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+_KEY = "__luban_key__"
+_CACHE_LIMIT = 20 * 2**30  # bytes of prepared data kept; the longest unused go first
+
+
+@dataclass
+class Prepared:
+    """Data that is ready to train on.
+
+    Attributes:
+        folder: where it lies in the cache.
+        pipeline: fitted on the training rows.
+        spec: the fields of a batch.
+        rows: split → number of rows.
+        report: what was read, cleaned, dropped, truncated, by name; for people and for the artefact.
+        fingerprints: split or 'train' → hash of the data as it was read.
+        split_state: what `split_rows` needs to assign rows again.
+    """
+
+    folder: Path
+    pipeline: Pipeline
+    spec: Spec
+    rows: dict[str, int]
+    report: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    split_state: dict[str, Any] = field(default_factory=dict)
+
+    def store(self, split: str) -> Store:
+        """Return the encoded rows of a split."""
+        return Store(self.folder / split)
+
+    def raw(self, split: str) -> Iterator[pl.DataFrame]:
+        """Yield the cleaned rows of validation or test as the user knows them."""
+        for part in sorted((self.folder / f"raw-{split}").glob("*.arrow")):
+            yield pl.read_ipc(part)
+
+
+def _default_split(data: Data) -> Split:
+    """Without a word of the user's: 10 % for each split that has no rows of its own."""
+    return cast(
+        Split,
+        Section("splits").parse(
+            {
+                "type": "random",
+                "validation": 0.0 if data.validation else 0.1,
+                "test": 0.0 if data.test else 0.1,
+            }
+        ),
+    )
+
+
+def prepare(
+    data: Data,
+    *,
+    raw_text: list[str] | None = None,
+    report: Callable[[str, int], None] = lambda stage, rows: None,
+) -> Prepared:
+    """Read, clean, split, fit and encode; or take the same from the cache.
+
+    Args:
+        data: the recipe's data section.
+        raw_text: input columns whose text is needed beside the encoding (for augmentations of text).
+        report: called with the stage and the number of rows done in it.
+
+    Raises:
+        DataError: for anything wrong with the data, in one sentence.
+        MachineError: if the cache cannot be written.
+    """
+    sources = {name: cast(Source, getattr(data, name)) for name in SPLITS if getattr(data, name) is not None}
+    fingerprints = {name: source.fingerprint() for name, source in sources.items()}
+    split = cast(Split, data.split).model_copy(deep=True) if data.split is not None else _default_split(data)
+    identity = {
+        "version": __version__,
+        "polars": pl.__version__,
+        "data": data.model_dump(exclude={"augment"}),
+        "fingerprints": fingerprints,
+        "raw_text": sorted(raw_text or []),
+        "split": split.model_dump(),
+    }
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
+    folder = files.cache_folder() / "prepared" / name
+    if not (folder / "prepared.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        pipeline = Pipeline.of(data, sources["train"].columns())
+        pipeline.raw_text = list(raw_text or [])
+        with files.new_folder(folder, replace=True) as target:
+            _Preparation(data, sources, pipeline, split, target, report).run(fingerprints)
+        _prune(folder.parent, keep=folder)
+    return _read(folder)
+
+
+def _read(folder: Path) -> Prepared:
+    (folder / "prepared.json").touch()  # the cache forgets what was longest unused
+    saved = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    pipeline = Pipeline.restore(saved["pipeline"])
+    return Prepared(
+        folder,
+        pipeline,
+        Spec.from_json(saved["spec"]),
+        saved["rows"],
+        saved["report"],
+        saved["fingerprints"],
+        saved["split"],
+    )
+
+
+def _prune(cache: Path, keep: Path) -> None:
+    entries = sorted(cache.glob("*/prepared.json"), key=lambda p: -p.stat().st_mtime)
+    total = 0
+    for entry in entries:
+        total += sum(path.stat().st_size for path in entry.parent.rglob("*") if path.is_file())
+        if total > _CACHE_LIMIT and entry.parent != keep:
+            shutil.rmtree(entry.parent, ignore_errors=True)
+
+
+class _Preparation:
+    """One run of the four passes."""
+
+    def __init__(
+        self,
+        data: Data,
+        sources: dict[str, Source],
+        pipeline: Pipeline,
+        split: Split,
+        target: Path,
+        report: Callable[[str, int], None],
+    ) -> None:
+        self.data, self.sources, self.pipeline, self.split = data, sources, pipeline, split
+        self.target, self.report = target, report
+        self.counts: Counter[str] = Counter()
+
+    def run(self, fingerprints: dict[str, str]) -> None:
+        """Do it."""
+        with tempfile.TemporaryDirectory(prefix="spool-", dir=self.target) as spool_name:
+            spool = Path(spool_name)
+            read = self._spool(spool)
+            self._fit_split(spool)
+            self._fit(spool)
+            rows = self._encode(spool)
+        self._refuse_too_few(read, rows)
+        manifest = {
+            "pipeline": self.pipeline.state(),
+            "spec": self.pipeline.spec.to_json(),
+            "rows": rows,
+            "fingerprints": fingerprints,
+            "split": {"options": self.split.model_dump(), "state": self.split.state()},
+            "report": {
+                "read": read,
+                "counts": {key: n for key, n in (self.counts + self.pipeline.counts).items() if n},
+                "notes": {name: source.notes() for name, source in self.sources.items()},
+            },
+        }
+        (self.target / "prepared.json").write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
+
+    # pass 1
+    def _spool(self, spool: Path) -> dict[str, int]:
+        read: dict[str, int] = {}
+        elsewhere: set[int] = set()
+        for name in (
+            "validation",
+            "test",
+            "train",
+        ):  # so that training rows that stand in the others can be left out
+            if name not in self.sources:
+                continue
+            read[name] = 0
+            (spool / name).mkdir()
+            # Steps that need no fitting act here, once, before rows are keyed: repaired duplicates are duplicates.
+            steps = [
+                cast(Cleaner, step.model_copy(deep=True))
+                for step in self.pipeline.cleaners
+                if not is_fitted_step(step)
+            ]
+            for i, chunk in enumerate(self.sources[name].scan()):
+                if i == 0:
+                    self.pipeline.require(chunk.columns, targets=True)
+                read[name] += len(chunk)
+                chunk = self.pipeline.clean(chunk, predicting=False, steps=steps)
+                keys = row_keys(chunk, self.pipeline.inputs)
+                if name != "train":
+                    elsewhere.update(keys.tolist())
+                elif elsewhere:
+                    leaked = np.isin(keys, np.fromiter(elsewhere, dtype=np.uint64, count=len(elsewhere)))
+                    if leaked.any():
+                        self.counts[
+                            "training rows dropped because their inputs stand in the validation or test rows"
+                        ] += int(leaked.sum())
+                        chunk, keys = chunk.filter(pl.Series(~leaked)), keys[~leaked]
+                chunk.with_columns(pl.Series(_KEY, keys)).write_ipc(spool / name / f"{i:08}.arrow")
+                self.report(f"reading {name}", read[name])
+            if not read[name]:
+                raise DataError(f"the {name} data has a header but no row; give at least a few rows")
+        return read
+
+    @staticmethod
+    def _chunks(folder: Path) -> Iterator[tuple[pl.DataFrame, npt.NDArray[np.uint64]]]:
+        for part in sorted(folder.glob("*.arrow")):
+            chunk = pl.read_ipc(part)
+            yield chunk.drop(_KEY), chunk[_KEY].to_numpy()
+
+    # pass 2
+    def _fit_split(self, spool: Path) -> None:
+        for chunk, keys in self._chunks(spool / "train"):
+            self.split.update(chunk, keys)
+        self.split.finish()
+
+    def _training(self, spool: Path) -> Iterator[pl.DataFrame]:
+        for chunk, keys in self._chunks(spool / "train"):
+            part = chunk.filter(pl.Series(self.split.assign(chunk, keys) == TRAIN))
+            if len(part):
+                yield part
+
+    # pass 3
+    def _fit(self, spool: Path) -> None:
+        ready: list[Cleaner] = []
+        for step in self.pipeline.cleaners:
+            if not is_fitted_step(step):
+                continue
+            for chunk in self._training(spool):
+                for earlier in ready:
+                    chunk = earlier.apply(chunk, predicting=False)
+                step.update(chunk)
+            step.finish()
+            ready.append(step)
+        for step in ready:
+            step.counts()  # what was counted while fitting is counted again while encoding
+        done = 0
+        for chunk in self._training(spool):
+            for step in ready:
+                chunk = step.apply(chunk, predicting=False)
+            done += len(chunk)
+            for column, processor in (*self.pipeline.inputs.items(), *self.pipeline.targets.items()):
+                processor.update(chunk[column])
+            self.report("fitting", done)
+        for step in ready:
+            step.counts()
+        if not done:
+            raise DataError(
+                "no training row is left after cleaning and splitting; see data.clean and data.split"
+            )
+        for column, processor in (*self.pipeline.inputs.items(), *self.pipeline.targets.items()):
+            try:
+                processor.finish()
+            except DataError as error:
+                raise DataError(f"column '{column}': {error}") from None
+
+    # pass 4
+    def _encode(self, spool: Path) -> dict[str, int]:
+        ready = [step for step in self.pipeline.cleaners if is_fitted_step(step)]
+        spec = self.pipeline.spec
+        rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(StoreWriter(self.target / name, spec)) for name in SPLITS}
+            for name in ("validation", "test"):
+                (self.target / f"raw-{name}").mkdir()
+            done = 0
+            for source in self.sources:
+                for chunk, keys in self._chunks(spool / source):
+                    parts = (
+                        [
+                            (n, chunk.filter(pl.Series(self.split.assign(chunk, keys) == code)))
+                            for n, code in SPLITS.items()
+                        ]
+                        if source == "train"
+                        else [(source, chunk)]
+                    )
+                    for split, part in parts:
+                        if not len(part):
+                            continue
+                        part = self.pipeline.clean(part, predicting=False, steps=ready)
+                        encoded, kept = self.pipeline.encode(part, targets=True)
+                        n = int(kept.sum())
+                        if not n:
+                            continue
+                        writers[split].append(encoded)
+                        if split != "train":
+                            raw = part.filter(pl.Series(kept))
+                            raw.write_ipc(self.target / f"raw-{split}" / f"{rows[split]:012}.arrow")
+                        rows[split] += n
+                    done += len(chunk)
+                    self.report("encoding", done)
+        return rows
+
+    def _refuse_too_few(self, read: dict[str, int], rows: dict[str, int]) -> None:
+        if not rows["train"]:
+            raise DataError(
+                f"none of the {read['train']:,} training rows can be read: {_commonest(self.pipeline.counts)}"
+            )
+        lost = {
+            key: n
+            for key, n in self.pipeline.counts.items()
+            if n and ("unreadable" in key or "missing" in key.split(": ")[-1])
+        }
+        share = sum(lost.values()) / max(1, sum(read.values()))
+        if share > self.data.max_invalid:
+            raise DataError(
+                f"{sum(lost.values()):,} of {sum(read.values()):,} rows ({share:.1%}) cannot be used ({_commonest(Counter(lost))}), "
+                f"more than data.max_invalid={self.data.max_invalid:g} allows; repair the data, clean it (data.clean), or raise max_invalid"
+            )
+
+
+def _commonest(counts: Counter[str]) -> str:
+    return ", ".join(f"{key} ({n:,})" for key, n in counts.most_common(3) if n) or "every row was dropped"
+
+
+def split_rows(split_state: dict[str, Any], rows: pl.DataFrame, pipeline: Pipeline) -> npt.NDArray[np.uint8]:
+    """Assign rows as they were assigned when the artefact was trained: 0 train, 1 validation, 2 test, (n,)."""
+    split = cast(Split, Section("splits").parse(split_state["options"]))
+    split.restore(split_state["state"])
+    return split.assign(rows, row_keys(rows, pipeline.inputs))

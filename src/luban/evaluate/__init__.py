@@ -1,0 +1,1 @@
+"""Evaluate: metrics with intervals, per class and per slice, and calibration."""

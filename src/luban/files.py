@@ -1,0 +1,111 @@
+"""Files and folders that are either complete or not there: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from luban.errors import MachineError
+
+__all__ = ["cache_folder", "new_folder", "require_space", "sha256_of", "writing"]
+
+
+def cache_folder() -> Path:
+    """Return Luban's cache: ``$LUBAN_CACHE``, else ``~/.cache/luban``; everything in it can be made again."""
+    return Path(os.environ.get("LUBAN_CACHE") or Path.home() / ".cache" / "luban")
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one sentence.
+
+    Raises:
+        MachineError: on a full disk, a read-only place, missing rights.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(
+                f"the disk is full: {what} could not be written; what was saved before is untouched. Free some space and run again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise MachineError(f"{what} could not be written: {error.strerror} ({error.filename})") from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Make a file's contents, or a folder's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Args:
+        target: where the folder is to appear.
+        replace: whether a folder that is there already gives way (it is moved aside first, and removed last).
+
+    Example:
+        >>> with new_folder(Path("model")) as folder: (folder / "a").write_text("b")      # doctest: +SKIP
+    """
+    with writing(f"'{target}'"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A plain temporary folder is private to its owner; an artefact follows the user's umask instead.
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        with writing(f"'{target}'"):
+            yield beside
+            umask = os.umask(0)
+            os.umask(umask)
+            beside.chmod(0o777 & ~umask)
+            for path in beside.rglob("*"):
+                sync(path)
+            sync(beside)
+            aside = None
+            if target.exists():
+                if not replace:
+                    raise MachineError(
+                        f"'{target}' appeared while it was being made; nothing was overwritten"
+                    )
+                aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+                target.rename(aside)
+            beside.rename(target)
+            sync(target.parent)
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def require_space(folder: Path, wanted: int, what: str) -> None:
+    """Check that `wanted` bytes are free where `folder` is, or will be.
+
+    Raises:
+        MachineError: with both figures.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < wanted:
+        raise MachineError(
+            f"{what} needs {wanted / 2**20:,.1f} MiB in '{folder}', but only {free / 2**20:,.1f} MiB are free"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's contents, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

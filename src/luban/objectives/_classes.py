@@ -1,0 +1,54 @@
+"""Weights of classes, for objectives over a category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import PrivateAttr
+from torch import Tensor
+
+from luban.data.batch import Batch
+from luban.errors import RecipeError, did_you_mean
+from luban.objectives._base import Supervised, TargetFacts
+
+__all__ = ["ClassWeighted"]
+
+
+class ClassWeighted(Supervised):
+    """A supervised objective in which classes may weigh differently."""
+
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """balanced: each class weighs as much in all (rows / (classes x rows of the class), as in scikit-learn); or class → weight."""
+
+    _weights: Tensor | None = PrivateAttr(default=None)
+
+    def setup(self, targets: Mapping[str, TargetFacts]) -> None:
+        super().setup(targets)
+        facts = self.facts
+        if self.class_weights is None:
+            self._weights = None
+            return
+        classes = facts.classes or []
+        if self.class_weights == "balanced":
+            counts = torch.tensor(facts.counts or [1] * len(classes), dtype=torch.float64)
+            self._weights = (counts.sum() / (len(classes) * counts.clamp(min=1))).float()
+            return
+        for name, value in self.class_weights.items():
+            if name not in classes:
+                raise RecipeError(
+                    f"class_weights: '{name}' is no class of '{self.column}'; classes are {', '.join(classes[:20])}{did_you_mean(name, classes)}"
+                )
+            if value < 0:
+                raise RecipeError(
+                    f"class_weights: received {value} for '{name}', but a weight is zero or more"
+                )
+        self._weights = torch.tensor([self.class_weights.get(name, 1.0) for name in classes])
+
+    def row_weights(self, batch: Batch, target: Tensor) -> Tensor | None:
+        rows = super().row_weights(batch, target)
+        if self._weights is None or target.dim() != 1:
+            return rows
+        own = self._weights.to(target.device)[target.long()]
+        return own if rows is None else rows * own

@@ -1,0 +1,214 @@
+"""The Predictor: rows in, decoded predictions out, the same for every verb."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import nn
+
+from luban.artefact import Artefact
+from luban.data.batch import Batch, to_batch
+from luban.data.contracts import Array, Encoded, Spec
+from luban.data.pipeline import Pipeline
+from luban.errors import DataError, ParityError
+
+__all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
+
+TOLERANCE = 1e-4
+"""Largest drift of a score (or of a number, in deviations of its target) between machines; on one machine there is none."""
+
+
+@dataclass
+class Predictor:
+    """A model together with what makes batches of rows and rows of outputs.
+
+    Attributes:
+        model: the module, in evaluation mode.
+        pipeline: fitted processors and cleaning.
+        spec: fields of a batch.
+        device: where the model is.
+    """
+
+    model: nn.Module
+    pipeline: Pipeline
+    spec: Spec
+    device: torch.device
+
+    def predict(
+        self, rows: Iterable[Mapping[str, Any]] | pl.DataFrame, *, batch_size: int = 256
+    ) -> list[dict[str, Any]]:
+        """Return one prediction a row.
+
+        For a target ``label`` a prediction has ``label`` (the value), and for classes ``label.score`` (the probability of that
+        value) and ``label.scores``. A row that cannot be read gets ``error`` instead; it is never left out.
+
+        Args:
+            rows: mappings of column → value, or a DataFrame; columns the model does not read are ignored.
+            batch_size: rows at a time.
+
+        Raises:
+            DataError: if a column that the model reads is missing.
+
+        Example:
+            >>> luban.load("runs/reviews").predict([{"review": "很好看"}])      # doctest: +SKIP
+            [{'label': 'positive', 'label.score': 0.97, 'label.scores': {...}}]
+        """
+        frame = rows if isinstance(rows, pl.DataFrame) else frame_of(list(rows))
+        predictions: list[dict[str, Any]] = []
+        for start in range(0, len(frame), batch_size):
+            part = frame.slice(start, batch_size)
+            outputs, kept = self.outputs(part)
+            decoded: list[dict[str, Any]] = [{} for _ in range(int(kept.sum()))]
+            for column, processor in self.pipeline.targets.items():
+                values = processor.decode(outputs[f"{column}.{processor.output}"])
+                for prediction, value in zip(decoded, values, strict=True):
+                    prediction[column] = value.pop("value")
+                    prediction.update({f"{column}.{name}": one for name, one in value.items()})
+            readable = iter(decoded)
+            reasons = None if kept.all() else self._reasons(part)
+            predictions += [
+                next(readable) if good else {"error": reasons[i] if reasons else ""}
+                for i, good in enumerate(kept.tolist())
+            ]
+        return predictions
+
+    def outputs(self, rows: pl.DataFrame) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
+        """Return the model's outputs for the rows that can be read, by name, and which rows those are."""
+        encoded, kept = self.encode(rows)
+        if not kept.any():
+            return {
+                f"{c}.{p.output}": np.empty((0, max(1, p.head_width)), np.float32)
+                for c, p in self.pipeline.targets.items()
+            }, kept
+        with torch.inference_mode():
+            outputs = self.model(to_batch(encoded, self.spec, self.device))
+        wanted = [f"{column}.{processor.output}" for column, processor in self.pipeline.targets.items()]
+        return {name: outputs[name].float().cpu().numpy() for name in wanted}, kept
+
+    def encode(self, rows: pl.DataFrame) -> tuple[Encoded, npt.NDArray[np.bool_]]:
+        """Clean and encode rows as training did, without dropping any."""
+        self.pipeline.require(rows.columns, targets=False)
+        cleaned = self.pipeline.clean(rows, predicting=True)
+        return self.pipeline.encode(cleaned, targets=False)
+
+    def batch(self, rows: Sequence[Mapping[str, Any]] | pl.DataFrame) -> Batch:
+        """Return the batch that the model would see."""
+        frame = rows if isinstance(rows, pl.DataFrame) else frame_of(list(rows))
+        return to_batch(self.encode(frame)[0], self.spec, self.device)
+
+    def _reasons(self, rows: pl.DataFrame) -> list[str]:
+        cleaned = self.pipeline.clean(rows, predicting=True)
+        reasons = [""] * len(rows)
+        for column, processor in self.pipeline.inputs.items():
+            for i, bad in enumerate(processor.invalid(cleaned[column]).to_list()):
+                if bad:
+                    reasons[i] = (
+                        reasons[i]
+                        or f"column '{column}': {str(cleaned[column][i])[:60]!r} cannot be read as {processor.type}"
+                    )
+        return reasons
+
+    def verify(self, sample: Sequence[Mapping[str, Any]], what: str) -> float:
+        """Replay frozen rows and compare with the predictions made when they were frozen.
+
+        Returns:
+            The largest drift seen.
+
+        Raises:
+            ParityError: if it is beyond `TOLERANCE`.
+        """
+        if not sample:
+            return 0.0
+        now = self.predict([one["row"] for one in sample])
+        scales = {column: getattr(p, "_scale", 1.0) for column, p in self.pipeline.targets.items()}
+        worst, where = 0.0, 0
+        for i, (one, prediction) in enumerate(zip(sample, now, strict=True)):
+            own = drift(one["prediction"], prediction, scales)
+            if own > worst:
+                worst, where = own, i
+        if worst > TOLERANCE:
+            raise ParityError(
+                f"{what} does not predict what it predicted when it was made: sample row {where} drifted by {worst:.2g} "
+                f"(at most {TOLERANCE:g} is allowed); its weights or its preprocessing were changed. Train again, or restore the original files"
+            )
+        return worst
+
+
+def drift(a: Mapping[str, Any], b: Mapping[str, Any], scales: Mapping[str, float]) -> float:
+    """Return the largest difference between two predictions: of scores, or of numbers in deviations of their target."""
+    worst = 0.0
+    for name, value in a.items():
+        other = b.get(name)
+        if isinstance(value, Mapping):
+            worst = max(worst, drift(value, other, {}) if isinstance(other, Mapping) else math.inf)
+        elif (
+            isinstance(value, float | int) and not isinstance(value, bool) and isinstance(other, float | int)
+        ):
+            difference = abs(value - other) / max(abs(scales.get(name, 1.0)), 1e-12)
+            worst = max(worst, math.inf if math.isnan(difference) else difference)
+        # A label alone may flip when its score stands at the threshold; the scores beside it tell the truth.
+        elif other != value and f"{name}.scores" not in a and name != "error":
+            return math.inf
+    return worst
+
+
+def frame_of(rows: list[Mapping[str, Any]]) -> pl.DataFrame:
+    """Make a DataFrame of rows of Python values, whatever they mix.
+
+    Raises:
+        DataError: if a row is no mapping.
+    """
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"row {i} is {type(row).__name__} {str(row)[:40]!r}, but a row is a mapping of column → value"
+            )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pl.DataFrame([_series(name, [row.get(name) for row in rows]) for name in names])
+
+
+def _series(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values if value is not None}
+    if (
+        len(kinds) > 1
+        and not kinds <= {int, float}
+        and not any(issubclass(k, list | dict | bytes | np.ndarray) for k in kinds)
+    ):
+        values = [None if value is None else str(value) for value in values]
+    try:
+        return pl.Series(name, values, strict=False)
+    except (TypeError, ValueError, pl.exceptions.PolarsError):
+        return pl.Series(name, values, dtype=pl.Object)
+
+
+def load(path: str | Path, *, device: str = "cpu", verify: bool = True) -> Predictor:
+    """Load an artefact, ready to predict.
+
+    Args:
+        path: the artefact's directory.
+        device: ``cpu`` or ``cuda``.
+        verify: replay the frozen sample first.
+
+    Raises:
+        ArtefactError: if it is missing or damaged.
+        ParityError: if it does not predict what it predicted when it was made.
+    """
+    return of_artefact(Artefact.load(path), device=device, verify=verify)
+
+
+def of_artefact(artefact: Artefact, *, device: str = "cpu", verify: bool = True) -> Predictor:
+    """As `load`, for an artefact that was read."""
+    where = torch.device(device)
+    predictor = Predictor(artefact.build().to(where), artefact.pipeline, artefact.spec, where)
+    if verify:
+        predictor.verify(artefact.sample, f"'{artefact.path}'")
+        artefact.verify_weights()
+    return predictor

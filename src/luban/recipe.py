@@ -1,0 +1,785 @@
+"""The recipe: what a user asks for, typed, with every mistake located.
+
+A recipe is YAML 1.2 (``3e-4`` is a number, ``no`` is a string, a repeated key is an error, a Python tag is refused) or plain
+Python data. `load` reads it, applies ``key=value`` overrides and returns a `Recipe`; every error names file and line.
+
+Three ideas carry the file:
+
+* `Config` is a strict pydantic model whose attribute docstrings become the JSON Schema.
+* `Component` is a `Config` that a registry `type` names; its fields are its keys, declared once.
+* `Section` is the annotation that turns ``{type: cnn, ...}`` (or just ``cnn``) into the component of that type.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
+
+from luban import registry
+from luban.errors import RecipeError, did_you_mean
+
+__all__ = [
+    "Component",
+    "Config",
+    "Data",
+    "Document",
+    "Recipe",
+    "Section",
+    "Sized",
+    "Train",
+    "dump",
+    "load",
+    "read_yaml",
+    "schema",
+]
+
+# --- the building blocks ------------------------------------------------------------------------------------------------
+
+
+class Config(BaseModel):
+    """Options, declared once as typed fields: unknown keys refuse and nothing is converted behind the user's back."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=False,
+        allow_inf_nan=False,
+    )
+
+
+class Component(Config):
+    """Options with a `type`: what a recipe section names and `registry.lookup` finds.
+
+    Attributes:
+        section: the registry section; set by `registry.register`.
+        type: the name in recipes; set by `registry.register`.
+    """
+
+    section: ClassVar[str]
+    type: ClassVar[str]
+
+    @model_serializer(mode="wrap")
+    def _with_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"type": self.type, **handler(self)}
+
+
+Size = Literal["tiny", "small", "medium", "large"]
+
+
+class Sized(Component):
+    """A component with one dial: `size` fills in whatever the recipe leaves out.
+
+    `SIZES` maps each size to the values of the fields it derives; what the recipe says wins.
+    """
+
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    size: Size = "small"
+    """One dial for everything that is left out: tiny, small, medium or large."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        derived = cls.SIZES.get(values.get("size", cls.model_fields["size"].default), {})
+        return {**derived, **values}
+
+
+class Section:
+    """Annotation of a field that holds a component of a registry section.
+
+    Args:
+        name: the registry section.
+        default: the `type` meant when a mapping has none.
+        short: turns a short form (a string or a list) into a mapping; without it a string is the `type`.
+    """
+
+    def __init__(
+        self, name: str, *, default: str | None = None, short: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.name = name
+        self.default = default
+        self.short = short
+
+    def parse(self, value: Any) -> Component:
+        """Build the component from a mapping, a short form, or return a component as it is."""
+        if isinstance(value, Component):
+            if value.section != self.name:
+                raise PydanticCustomError(
+                    "section", f"received a component of '{value.section}' where one of '{self.name}' belongs"
+                )
+            return value
+        if isinstance(value, str | list) and self.short is not None:
+            try:
+                value = self.short(value)
+            except RecipeError as error:
+                raise _as_pydantic(error) from None
+        elif isinstance(value, str):
+            value = {"type": value}
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError(
+                "section",
+                "received {value}, but a mapping with 'type' belongs here; types are {types}",
+                {"value": repr(value), "types": ", ".join(registry.names(self.name))},
+            )
+        options = dict(value)
+        name = options.pop("type", self.default)
+        if not isinstance(name, str):
+            raise PydanticCustomError(
+                "section",
+                "key 'type' is missing; types are {types}",
+                {"types": ", ".join(registry.names(self.name))},
+            )
+        try:
+            cls = registry.lookup(self.name, name)
+        except RecipeError as error:
+            raise _as_pydantic(error) from None
+        component: Component = cls.model_validate(options)
+        return component
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.parse,
+            metadata={"luban_section": self},
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda component: component.model_dump()
+            ),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        choices: list[JsonSchemaValue] = [
+            {"$ref": f"#/$defs/{self.name}.{name}"} for name in registry.names(self.name)
+        ]
+        if self.short is not None:
+            choices += [{"type": "string"}, {"type": "array"}]
+        else:
+            choices.append({"type": "string", "enum": registry.names(self.name)})
+        return {"anyOf": choices}
+
+
+def _as_pydantic(error: RecipeError) -> PydanticCustomError:
+    return PydanticCustomError("luban", "{message}", {"message": str(error)})
+
+
+# --- the sections -------------------------------------------------------------------------------------------------------
+
+_ENDINGS = {
+    "csv": "csv", "tsv": "tsv", "tab": "tsv", "txt": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
+    "parquet": "parquet", "pq": "parquet", "arrow": "arrow", "feather": "arrow", "ipc": "arrow",
+    "npz": "npz", "npy": "npz",
+}  # fmt: skip
+_DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mssql", "oracle", "duckdb")
+
+
+def source_from(value: Any) -> dict[str, Any]:
+    """Turn the short form of a source (a path, a glob, a URL, or a list of them) into its mapping.
+
+    Raises:
+        RecipeError: if the kind of data cannot be told from the ending.
+
+    Example:
+        >>> source_from("reviews.csv.gz")
+        {'type': 'csv', 'path': 'reviews.csv.gz'}
+    """
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, str) or not first:
+        raise RecipeError(f"received {value!r} where a path, a glob or a URL of data belongs")
+    if first.startswith("dataset:"):
+        from luban import datasets
+
+        return source_from(str(datasets.main_file(first.removeprefix("dataset:"))))
+    if "://" in first and first.split("://")[0].split("+")[0] in _DATABASES:
+        raise RecipeError(
+            f"'{first}' is a database: write {{type: sql, connection: '{first}', query: 'select ...'}}"
+        )
+    parts = [part.lower() for part in first.rstrip("/").rsplit("/", 1)[-1].split(".")[1:]]
+    if parts and parts[-1] in ("gz", "zst", "bz2", "xz"):
+        parts.pop()
+    if parts and parts[-1] in _ENDINGS:
+        return {"type": _ENDINGS[parts[-1]], "path": value}
+    if not parts or first.endswith("/"):
+        return {"type": "images", "path": value}
+    raise RecipeError(
+        f"the kind of '{first}' cannot be told from its ending; endings known are {', '.join(sorted(_ENDINGS))} "
+        "(also with .gz or .zst), a folder is read as images, anything else needs {type: ..., path: ...}"
+    )
+
+
+Source = Annotated[Component, Section("sources", short=source_from)]
+ProcessorOptions = Annotated[Component, Section("processors")]
+
+
+class Data(Config):
+    """Where the rows come from, which columns are read as what, and what is done to them before a model sees them."""
+
+    train: Source
+    """The rows to train on: a path, a glob, a URL, a list of them, or {type: ...}."""
+    validation: Source | None = None
+    """Rows to choose by (early stopping, the parity sample); by default split off the training rows."""
+    test: Source | None = None
+    """Rows to report on; by default split off the training rows."""
+    inputs: Annotated[dict[str, ProcessorOptions], Field(min_length=1)]
+    """Column (or a pattern such as 'mean *') → how it is read."""
+    targets: Annotated[dict[str, ProcessorOptions], Field(min_length=1)]
+    """Column → what is to be predicted."""
+    groups: list[str] = []
+    """Columns kept beside the rows for slices and fairness; no model sees them unless they are inputs too."""
+    weight: str | None = None
+    """A column of row weights, zero or more."""
+    clean: list[Annotated[Component, Section("cleaning")]] = []
+    """Cleaning steps in order; each is counted and reported."""
+    split: Annotated[Component, Section("splits", default="random")] | None = None
+    """How rows become training, validation and test rows; by default 10 % each, at random, duplicates kept together."""
+    augment: list[Annotated[Component, Section("augment")]] = []
+    """Random changes of the training rows, drawn anew for every epoch."""
+    max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The share of rows that may be unreadable (dropped, counted, reported) before the run refuses."""
+
+
+class Train(Config):
+    """How the parameters are found."""
+
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    """Passes over the training rows; 10 if `steps` is left out too."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """Updates of the parameters, instead of `epochs`."""
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Rows in a batch; derived from the number of rows if left out."""
+    batch_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Tokens in a batch at the most, instead of `batch_size`: short texts make batches of more rows."""
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    """Batches in one update; the result equals one batch of that many rows."""
+    optimizer: Annotated[Component, Section("optimizers")] | None = None
+    """How a gradient becomes an update; adamw by default."""
+    schedule: Annotated[Component, Section("schedules")] | None = None
+    """How the learning rate moves; constant by default."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Gradients of a larger norm are scaled down to this norm."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights; the average is what is scored and saved."""
+    callbacks: list[Annotated[Component, Section("callbacks")]] = []
+    """What happens beside the updates: early_stopping, tensorboard, ..."""
+    evaluate_every: Annotated[int, Field(gt=0)] | None = None
+    """Updates between two looks at the validation rows; an epoch by default."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the artefact: those of the best look at the validation rows, or the last."""
+    metric: str | None = None
+    """What 'best' means: `loss`, or a metric such as `label.accuracy`; `loss` by default."""
+    checkpoint_every: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between two checkpoints; one is also written at the end and on Ctrl-C."""
+    checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
+    """Updates between two checkpoints, instead of seconds."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights, the order of the rows, dropout and augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the work is done; auto takes a CUDA device if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products; auto takes what this machine is measurably quicker at."""
+    threads: Annotated[int, Field(gt=0)] | None = None
+    """CPU threads; all cores by default."""
+
+
+class Recipe(Config):
+    """Everything that makes an artefact."""
+
+    data: Data
+    """Rows, columns, cleaning, splits."""
+    model: Annotated[Component, Section("models")]
+    """The family and its sizes."""
+    adapt: list[Annotated[Component, Section("adapt")]] = []
+    """Conversions of the model before training, in order."""
+    objective: (
+        Annotated[Component, Section("objectives")] | list[Annotated[Component, Section("objectives")]] | None
+    ) = None
+    """What is minimised; by default what each target's kind brings."""
+    train: Train = Field(default_factory=Train)
+    """How the parameters are found."""
+    sample: Literal["validation", "synthetic"] = "validation"
+    """Where the frozen rows of the parity contract come from."""
+    imports: list[str] = []
+    """Python modules that register components of your own."""
+
+    @model_validator(mode="after")
+    def _compositions(self) -> Self:
+        overlap = sorted(set(self.data.inputs) & set(self.data.targets))
+        if overlap:
+            raise ValueError(
+                f"column '{overlap[0]}' is both an input and a target: the model would read the answer; remove it from one"
+            )
+        if self.train.epochs is not None and self.train.steps is not None:
+            raise ValueError("train.epochs and train.steps are both given; keep one")
+        if self.train.batch_size is not None and self.train.batch_tokens is not None:
+            raise ValueError("train.batch_size and train.batch_tokens are both given; keep one")
+        return self
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+Where = tuple[str | int, ...]
+_MAX_NODES = 100_000  # far above any recipe; anchors that multiply into millions of nodes stop here
+
+
+@dataclass
+class Document:
+    """A recipe as read: plain data, and where each of its keys stands.
+
+    Attributes:
+        data: mappings, lists and scalars.
+        lines: path of keys → line, from 1.
+        name: what to call the file in messages.
+        overrides: path of keys → the ``key=value`` that set it.
+    """
+
+    data: Any
+    lines: dict[Where, int] = field(default_factory=dict)
+    name: str = "recipe"
+    overrides: dict[Where, str] = field(default_factory=dict)
+
+    def at(self, where: Where) -> str:
+        """Return ``file:line`` (or the override) of the closest key above `where`."""
+        for length in range(len(where), -1, -1):
+            for path, text in self.overrides.items():
+                if (
+                    path[:length] == where[:length]
+                    and length
+                    and len(path) >= length == len(where[:length])
+                    and path == where[: len(path)]
+                ):
+                    return f"override '{text}'"
+            if where[:length] in self.lines:
+                return f"{self.name}:{self.lines[where[:length]]}"
+        return self.name
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the core schema of YAML 1.2 in place of YAML 1.1's guesses."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+def _resolvers() -> Iterator[tuple[str, str, str]]:
+    yield "tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", "~nN\0"
+    yield "tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"
+    yield "tag:yaml.org,2002:int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"
+    yield (
+        "tag:yaml.org,2002:float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+0123456789.",
+    )
+
+
+def _install_resolvers() -> None:
+    import re
+
+    for tag, pattern, first in _resolvers():
+        _Loader.add_implicit_resolver(
+            tag, re.compile(pattern), [*first.replace("\0", ""), *([""] if "\0" in first else [])]
+        )
+
+
+_install_resolvers()
+
+
+def _scalar(node: yaml.ScalarNode, at: str) -> Any:
+    text, tag = node.value, node.tag.removeprefix("tag:yaml.org,2002:")
+    try:
+        match tag:
+            case "str":
+                return text
+            case "null":
+                return None
+            case "bool":
+                return text.lower() == "true"
+            case "int":
+                return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+            case "float":
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        raise RecipeError(f"'{text[:60]}' is not a valid {tag}", at=at) from None
+    raise RecipeError(f"tag '{node.tag}' is refused: a recipe holds plain data only; remove the tag", at=at)
+
+
+def _construct(node: yaml.Node, where: Where, document: Document, depth: int = 0) -> Any:
+    line = node.start_mark.line + 1
+    at = f"{document.name}:{line}"
+    document.lines.setdefault(where, line)
+    if len(document.lines) > _MAX_NODES:
+        raise RecipeError(
+            f"the document has more than {_MAX_NODES:,} nodes, which no recipe needs; anchors may multiply them",
+            at=at,
+        )
+    if depth > 64:
+        raise RecipeError(
+            "the document is nested more than 64 levels deep, or an anchor contains itself", at=at
+        )
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, at)
+    if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise RecipeError(
+            f"tag '{node.tag}' is refused: a recipe holds plain data only; remove the tag", at=at
+        )
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, (*where, i), document, depth + 1) for i, child in enumerate(node.value)]
+    result: dict[str, Any] = {}
+    for key_node, child in node.value:
+        at = f"{document.name}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise RecipeError("a key must be a plain word, not a list or a mapping", at=at)
+        key = key_node.value
+        if key in result:
+            raise RecipeError(
+                f"key '{key}' is repeated; its first value stands in line {document.lines[(*where, key)]}",
+                at=at,
+            )
+        document.lines[(*where, key)] = key_node.start_mark.line + 1
+        result[key] = _construct(child, (*where, key), document, depth + 1)
+    return result
+
+
+def read_yaml(text: str, name: str = "recipe") -> Document:
+    """Parse YAML 1.2 into plain data with line numbers.
+
+    Raises:
+        RecipeError: for anything that is not one YAML document of plain data.
+
+    Example:
+        >>> read_yaml("rate: 3e-4\\nanswer: no").data
+        {'rate': 0.0003, 'answer': 'no'}
+    """
+    document = Document(data=None, name=name)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        document.data = {} if node is None else _construct(node, (), document)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "it is not YAML"
+        raise RecipeError(
+            f"not valid YAML: {problem}", at=f"{name}:{mark.line + 1}" if mark else name
+        ) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())[:200]}", at=name) from None
+    except RecursionError:
+        raise RecipeError("the document is nested too deeply for a recipe", at=name) from None
+    return document
+
+
+def _override(document: Document, text: str) -> None:
+    """Apply one ``dotted.key=value``."""
+    dotted, sign, value_text = text.partition("=")
+    if not sign or not dotted.strip():
+        raise RecipeError(f"override '{text}' is not of the form key=value, such as train.epochs=3")
+    try:
+        value = read_yaml(value_text, f"override '{text}'").data if value_text.strip() else None
+    except RecipeError as error:
+        raise RecipeError(str(error)) from None
+    keys = [part.strip() for part in dotted.split(".")]
+    here: Any = document.data
+    where: list[str | int] = []
+    for i, key in enumerate(keys):
+        last = i == len(keys) - 1
+        if isinstance(here, list):
+            if not key.isdigit() or int(key) >= len(here):
+                raise RecipeError(
+                    f"override '{text}': '{'.'.join(keys[:i])}' is a list of {len(here)}; received '{key}' where an index from 0 belongs"
+                )
+            index: Any = int(key)
+        elif isinstance(here, dict):
+            index = key
+        else:
+            raise RecipeError(
+                f"override '{text}': '{'.'.join(keys[:i])}' is {here!r}, which has no key '{key}'"
+            )
+        where.append(index)
+        if last:
+            here[index] = value
+        else:
+            child = here.get(index) if isinstance(here, dict) else here[index]
+            if child is None:
+                child = {}
+            elif isinstance(child, str):  # a short form grows into the long one
+                child = (
+                    source_from(child)
+                    if where in (["data", "train"], ["data", "validation"], ["data", "test"])
+                    else {"type": child}
+                )
+            here[index] = child
+            here = child
+    document.overrides[tuple(where)] = text
+
+
+def load(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: list[str] | tuple[str, ...] = ()
+) -> Recipe:
+    """Read a recipe from a YAML file, or from plain Python data.
+
+    Paths inside it are taken relative to the file's folder (to the working folder for Python data).
+
+    Args:
+        source: path of a YAML file, a mapping, or a recipe.
+        overrides: ``key=value`` strings with dotted keys; values are YAML.
+
+    Raises:
+        RecipeError: with file, line, the value received and the values accepted.
+
+    Example:
+        >>> recipe = load("reviews.yaml", ["train.epochs=1"])      # doctest: +SKIP
+    """
+    if isinstance(source, Recipe):
+        if not overrides:
+            return source
+        source = source.model_dump()
+    if isinstance(source, Mapping):
+        document = Document(data=_copy(source))
+        folder = Path.cwd()
+    else:
+        path = Path(source)
+        document = read_yaml(_read_text(path), str(source))
+        folder = path.resolve().parent
+    if not isinstance(document.data, dict):
+        raise RecipeError(
+            f"received {type(document.data).__name__} where a mapping with data, model and train belongs",
+            at=document.name,
+        )
+    for text in overrides:
+        _override(document, text)
+    _import_modules(document, folder)
+    _anchor_paths(document.data, folder)
+    try:
+        return Recipe.model_validate(document.data)
+    except ValidationError as error:
+        raise _explain(error, document) from None
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise RecipeError(
+            f"there is no file '{path}'; 'luban init DATA' writes a recipe for your data"
+        ) from None
+    except IsADirectoryError:
+        raise RecipeError(f"'{path}' is a folder; name the recipe file in it") from None
+    except OSError as error:
+        raise RecipeError(f"'{path}' cannot be read: {error.strerror}") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise RecipeError(
+            "a recipe is UTF-8 text, and this line is not; save the file as UTF-8", at=f"{path}:{line}"
+        ) from None
+
+
+def _import_modules(document: Document, folder: Path) -> None:
+    modules = document.data.get("imports") or []
+    if not isinstance(modules, list):
+        return  # the validation says what belongs here
+    for i, name in enumerate(modules):
+        if not isinstance(name, str):
+            return
+        added = str(folder) not in sys.path
+        if added:
+            sys.path.insert(0, str(folder))
+        try:
+            importlib.import_module(name)
+        except RecipeError as error:
+            raise RecipeError(str(error), at=document.at(("imports", i))) from None
+        except Exception as error:  # the user's own module: whatever it raises is news for the user
+            raise RecipeError(
+                f"imports: module '{name}' cannot be imported ({type(error).__name__}: {error}); it must lie beside the recipe or be installed",
+                at=document.at(("imports", i)),
+            ) from None
+        finally:
+            if added:
+                sys.path.remove(str(folder))
+
+
+def anchor(path: str, folder: Path) -> str:
+    """Return a local path as an absolute one, relative to `folder`; URLs and data set names stay."""
+    if "://" in path or path.startswith("dataset:") or not path:
+        return path
+    return str(folder / Path(path).expanduser())
+
+
+_PATH_KEYS = ("path", "table", "root", "from", "tokenizer")
+
+
+def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
+    """Make the paths of the data section absolute, so that the resolved recipe means the same from anywhere."""
+    section = data.get("data")
+    if isinstance(section, dict):
+        for key in ("train", "validation", "test"):
+            value = section.get(key)
+            if isinstance(value, str):
+                section[key] = anchor(value, folder)
+            elif isinstance(value, list):
+                section[key] = [anchor(v, folder) if isinstance(v, str) else v for v in value]
+        for value in [section.get(k) for k in ("train", "validation", "test")] + [
+            v
+            for k in ("inputs", "targets")
+            for v in (section[k].values() if isinstance(section.get(k), dict) else [])
+        ]:
+            if isinstance(value, dict):
+                for key in _PATH_KEYS:
+                    if isinstance(value.get(key), str):
+                        value[key] = anchor(value[key], folder)
+                    elif isinstance(value.get(key), list):
+                        value[key] = [anchor(v, folder) if isinstance(v, str) else v for v in value[key]]
+
+
+# --- explaining ---------------------------------------------------------------------------------------------------------
+
+
+def _fields_at(where: Where, document: Document) -> tuple[str, list[str]]:
+    """Return what the mapping at `where` is called and which keys it takes."""
+    cls: type[BaseModel] = Recipe
+    label = "a recipe"
+    value: Any = document.data
+    annotation: Any = None
+    for key in where:
+        value = (
+            value[key]
+            if isinstance(value, dict | list) and (isinstance(value, list) or key in value)
+            else None
+        )
+        if isinstance(key, str) and annotation is None and key in cls.model_fields:
+            info = cls.model_fields[key]
+            annotation = (info.annotation, *info.metadata)
+        found = _section_in(annotation)
+        if (
+            found is not None
+            and isinstance(value, dict)
+            and ("type" in value or (found.default and not isinstance(key, int)))
+        ):
+            name = value.get("type", found.default)
+            if name in registry.names(found.name):
+                cls, label, annotation = (
+                    registry.lookup(found.name, name),
+                    f"{found.name} type '{name}'",
+                    None,
+                )
+        elif (
+            isinstance(annotation, tuple)
+            and isinstance(annotation[0], type)
+            and issubclass(annotation[0], BaseModel)
+        ):
+            cls, label, annotation = annotation[0], f"'{key}'", None
+    return label, [*cls.model_fields]
+
+
+def _section_in(annotation: Any) -> Section | None:
+    if isinstance(annotation, Section):
+        return annotation
+    for part in (
+        annotation
+        if isinstance(annotation, tuple)
+        else (*get_args(annotation), *getattr(annotation, "__metadata__", ()))
+    ):
+        if (found := _section_in(part)) is not None:
+            return found
+    return None
+
+
+def _explain(error: ValidationError, document: Document) -> RecipeError:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    # Alternatives of a union appear in the path as validator names, which are no keys of the user's.
+    where: Where = tuple(
+        part
+        for part in first["loc"]
+        if isinstance(part, int) or not part.startswith(("function-", "list[", "nullable"))
+    )
+    dotted = ".".join(map(str, where))
+    received = repr(first.get("input"))
+    if len(received) > 80:
+        received = received[:77] + "..."
+    match first["type"]:
+        case "extra_forbidden":
+            label, known = _fields_at(where[:-1], document)
+            message = f"key '{dotted}' is unknown; {label} takes {', '.join(known)}{did_you_mean(str(where[-1]), known)}"
+        case "missing":
+            label, _ = _fields_at(where[:-1], document)
+            message = f"key '{dotted}' is missing; {label} cannot do without it"
+        case "section" | "luban" | "value_error":
+            text = first["msg"].removeprefix("Value error, ")
+            message = f"{dotted}: {text}" if dotted else text
+        case _:
+            expected = first["msg"].removeprefix("Input should be ").replace("Input should ", "")
+            message = f"{dotted}: received {received}, but it should be {expected}"
+    if len(problems) > 1:
+        message += f" (and {len(problems) - 1} more)"
+    return RecipeError(message, at=document.at(where))
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the recipe as YAML with every default written out; `load` reads the same recipe back."""
+    return str(yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever YAML 1.2 would read as something else than the string it is."""
+
+
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+
+
+_Dumper.add_representer(str, _represent_str)
+_Dumper.add_representer(float, _represent_float)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of recipes, plug-ins included; editors complete from it."""
+    root = Recipe.model_json_schema()
+    definitions = root.setdefault("$defs", {})
+    for section in registry.SECTIONS:
+        for name in registry.names(section):
+            cls = registry.lookup(section, name)
+            own = cls.model_json_schema()
+            definitions.update(own.pop("$defs", {}))
+            own.setdefault("properties", {})
+            own["properties"] = {
+                "type": {"const": name, "description": f"{section}/{name}"},
+                **own["properties"],
+            }
+            definitions[f"{section}.{name}"] = own
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Luban recipe", **root}

@@ -1,0 +1,87 @@
+"""The model card: README.md of an artefact, made from what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luban.recipe import Recipe
+
+__all__ = ["write"]
+
+_SHOWN = 12
+
+
+def write(
+    folder: Path, *, metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, parameters: int
+) -> None:
+    """Write the card into a folder."""
+    (folder / "README.md").write_text(text(metrics, lineage, recipe, parameters), encoding="utf-8")
+
+
+def text(metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, parameters: int) -> str:
+    """Return the card as Markdown."""
+    inputs = ", ".join(f"`{name}` ({p.type})" for name, p in recipe.data.inputs.items())
+    targets = ", ".join(f"`{name}` ({p.type})" for name, p in recipe.data.targets.items())
+    lines = [
+        f"# {' + '.join(recipe.data.targets)} by {recipe.model.type}",
+        "",
+        f"A `{recipe.model.type}` of {parameters:,} parameters that reads {inputs} and predicts {targets}.",
+        "Made by Luban.",
+        "",
+        "## Use",
+        "",
+        "```bash",
+        "luban predict . rows.csv            # or one literal row: '{"
+        + ", ".join(f'"{n}": ...' for n in list(recipe.data.inputs)[:3])
+        + "}'",
+        "luban evaluate . labelled.csv",
+        "```",
+        "",
+        "## Measured",
+        "",
+    ]
+    if metrics:
+        lines += [
+            f"On {metrics['rows']:,} {metrics['measured_on']} rows, which it was not trained on ({metrics['when']}); 95 % bootstrap intervals.",
+            "",
+            "| metric | value | from | to |",
+            "|---|---:|---:|---:|",
+        ]
+        shown = [(name, m) for name, m in metrics["metrics"].items() if m["value"] is not None]
+        for name, metric in shown[:_SHOWN]:
+            low, high = (f"{metric[k]:.4f}" if metric[k] is not None else "" for k in ("low", "high"))
+            lines.append(f"| {name} | {metric['value']:.4f} | {low} | {high} |")
+        if len(shown) > _SHOWN:
+            lines.append(f"| ... | {len(shown) - _SHOWN} more in metrics.json | | |")
+    else:
+        lines.append("Nothing: there were neither validation nor test rows.")
+    rows = lineage["rows"]
+    lines += [
+        "",
+        "## Data",
+        "",
+        f"- {rows['train']:,} rows to train, {rows['validation']:,} to choose by, {rows['test']:,} to report on.",
+        *(f"- {what}: {n:,}." for what, n in lineage["prepared"]["counts"].items()),
+        *(f"- hash of {name}: `{value[:16]}`." for name, value in lineage["data"].items()),
+        "",
+        "## How it was made",
+        "",
+        f"- {lineage['progress']['step']:,} updates, seed {lineage['seed']}, {lineage['cost']['seconds']:,.1f} s, {lineage['cost']['peak_memory_mb']:,.0f} MB at most.",
+        f"- {lineage['hardware']['device']}, {lineage['hardware']['precision']}.",
+        f"- {', '.join(f'{name} {v}' for name, v in lineage['versions'].items())}.",
+        "- `recipe.yaml` holds every option, `sample.jsonl` the frozen predictions that each later use is checked against.",
+        "",
+        "## Limits",
+        "",
+        "- It knows what its training rows showed; measure it on rows of your own before relying on it.",
+        *(
+            [
+                f"- Figures by group ({', '.join(recipe.data.groups)}): `luban evaluate . DATA --by {recipe.data.groups[0]}`."
+            ]
+            if recipe.data.groups
+            else []
+        ),
+        "",
+    ]
+    return "\n".join(lines)

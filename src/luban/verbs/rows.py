@@ -1,0 +1,113 @@
+"""Rows as a user hands them over: a file, standard input, or a literal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+
+from luban.data.contracts import Source
+from luban.errors import DataError, LubanError
+from luban.predict import frame_of
+from luban.recipe import Section, anchor, source_from
+
+__all__ = ["chunks_of", "is_literal", "open_data"]
+
+
+def is_literal(text: str) -> bool:
+    """Whether an argument is a row itself rather than the name of a file.
+
+    Example:
+        >>> is_literal('{"review": "好"}'), is_literal("rows.csv")
+        (True, False)
+    """
+    return text.lstrip().startswith(("{", "["))
+
+
+def chunks_of(data: str, columns: list[str], chunk_rows: int = 8192) -> Iterator[pl.DataFrame]:
+    """Yield rows in chunks.
+
+    Args:
+        data: a path, a URL, ``dataset:NAME``, ``-`` for JSON lines on standard input, a JSON object or a list of them, or,
+            where one column is read, simply its value.
+        columns: the columns that are read; a bare value stands for the only one.
+        chunk_rows: rows at a time.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    if data == "-":
+        yield from _lines(chunk_rows)
+    elif is_literal(data):
+        try:
+            rows = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"the literal row is no JSON ({error}); write for instance {_example(columns)}"
+            ) from None
+        yield frame_of(rows if isinstance(rows, list) else [rows])
+    elif _looks_like_data(data):
+        yield from open_data(data).scan(chunk_rows)
+    elif len(columns) == 1:
+        yield frame_of([{columns[0]: data}])
+    else:
+        raise DataError(
+            f"there is no file '{data}'; give a file, '-' for JSON lines on standard input, or a row such as {_example(columns)}"
+        )
+
+
+def open_data(data: str) -> Source:
+    """Open a path, a glob, a URL or ``dataset:NAME``; paths are relative to the working folder.
+
+    Raises:
+        InputError: if the kind of data cannot be told.
+    """
+    options = source_from(anchor(data, Path.cwd()))
+    return cast(Source, Section("sources").parse(options))
+
+
+def _looks_like_data(data: str) -> bool:
+    if "://" in data or data.startswith("dataset:") or any(c in data for c in "*?["):
+        return True
+    try:
+        if Path(data).exists():
+            return True
+    except OSError:  # a text longer than any file name
+        return False
+    try:
+        source_from(data)
+    except LubanError:  # an ending that no source knows: it is a value, or a mistake that the caller names
+        return False
+    return "." in Path(data).name and " " not in data  # a file that was meant, and is not there
+
+
+def _lines(chunk_rows: int) -> Iterator[pl.DataFrame]:
+    rows: list[dict[str, Any]] = []
+    stream = sys.stdin.buffer
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"this line is no JSON object ({error})", at=f"standard input:{number}") from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"a line holds one JSON object, but this one holds {type(row).__name__}",
+                at=f"standard input:{number}",
+            )
+        rows.append(row)
+        if len(rows) == chunk_rows:
+            yield frame_of(rows)
+            rows = []
+    if rows:
+        yield frame_of(rows)
+
+
+def _example(columns: list[str]) -> str:
+    shown = ", ".join(f'"{name}": ...' for name in columns[:3])
+    return "'{" + shown + (", ..." if len(columns) > 3 else "") + "}'"

@@ -1,0 +1,408 @@
+"""The verb `train`: recipe → artefact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+import torch
+
+from luban import artefact, files
+from luban import recipe as recipes
+from luban._version import __version__
+from luban.artefact import Artefact
+from luban.console import Console
+from luban.data.prepare import Prepared
+from luban.errors import ArtefactError, DataError
+from luban.evaluate.run import TrainingScorer, evaluate
+from luban.predict import Predictor, load
+from luban.recipe import Recipe
+from luban.train import machine
+from luban.train.callbacks._base import Callback
+from luban.train.checkpoint import Checkpoints
+from luban.train.engine import Engine, Outcome
+from luban.train.log import Log
+from luban.train.plan import Plan, make_plan
+from luban.verbs import card
+
+__all__ = ["train"]
+
+_SAMPLE_ROWS = 32
+_RUN = "run.json"  # in train/: what the run is, so that a restart knows its own
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    output: str | Path | None = None,
+    resume: bool = True,
+    force: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train what a recipe describes and write the artefact.
+
+    A run that was interrupted goes on where its last checkpoint was, if recipe and data are the same. Nothing that is
+    finished is overwritten: without `output` a number is added to the name.
+
+    Args:
+        recipe: a YAML file, a mapping, or a recipe.
+        overrides: ``key=value`` with dotted keys.
+        output: the artefact's directory; ``runs/<name of the recipe>`` by default.
+        resume: whether to go on with an interrupted run.
+        force: replace a finished artefact at `output`.
+        console: who is told what happens; nobody by default.
+
+    Returns:
+        ``artefact`` (path), ``metrics`` (``target.metric`` → value, low, high), ``rows`` (by split), ``seconds``,
+        ``peak_memory_mb``, ``steps``, ``stopped``, ``measured_on``.
+
+    Raises:
+        LubanError: in one sentence.
+
+    Example:
+        >>> luban.train("reviews.yaml", ["train.epochs=1"])["artefact"]      # doctest: +SKIP
+        'runs/reviews'
+    """
+    console = console or Console()
+    resolved = recipes.load(recipe, list(overrides))
+    name = Path(recipe).stem if isinstance(recipe, str | Path) else "model"
+    split = resolved.data.split
+    if split is not None and split.type == "folds" and getattr(split, "fold", None) is None:
+        return _cross_validate(
+            resolved, Path(output or Path("runs") / name), resume=resume, force=force, console=console
+        )
+    return _train(resolved, name, Path(output) if output is not None else None, resume, force, console)
+
+
+def _train(
+    resolved: Recipe, name: str, output: Path | None, resume: bool, force: bool, console: Console
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    plan = make_plan(resolved, console.stage)
+    _tell(plan, console)
+    identity = _identity(plan)
+    target = _place(output, name, identity, resume=resume, force=force, console=console)
+    work = target / "train"
+    with files.writing(f"'{target}'"):
+        work.mkdir(parents=True, exist_ok=True)
+        artefact.write_json(work / _RUN, {"identity": identity, "recipe": plan.recipe.model_dump()})
+    outcome = _fit(plan, work, console)
+    result = _finish(plan, outcome, target, time.perf_counter() - started, console)
+    return result
+
+
+def _fit(plan: Plan, work: Path, console: Console) -> Outcome:
+    options = plan.recipe.train
+    watching: list[Callback] = [cast(Callback, one) for one in options.callbacks] + [Log()]
+    bar = console.bar()
+    if bar is not None:
+        watching.append(bar)
+    engine = Engine(
+        plan.step,
+        plan.loader,
+        plan.validation,
+        plan.schedule,
+        total_steps=plan.total_steps,
+        accumulate=plan.accumulate,
+        evaluate_every=options.evaluate_every,
+        metric=plan.metric,
+        keep=options.keep,
+        scorer=lambda: TrainingScorer(plan.prepared.pipeline),
+        checkpoints=Checkpoints(work, console.say),
+        checkpoint_seconds=options.checkpoint_every,
+        checkpoint_steps=options.checkpoint_steps,
+        callbacks=watching,
+        peak=plan.choice.peak,
+    )
+    engine.measure_flops()
+    return engine.fit(work, plan.recipe.model_dump())
+
+
+def _tell(plan: Plan, console: Console) -> None:
+    report, rows = plan.prepared.report, plan.prepared.rows
+    for source, notes in report["notes"].items():
+        for note in notes:
+            console.say(f"{source}: {note}")
+    console.say(
+        f"rows: {rows['train']:,} to train, {rows['validation']:,} to choose by, {rows['test']:,} to report on"
+    )
+    for what, n in report["counts"].items():
+        console.say(f"  {what}: {n:,}")
+    for sentence in plan.derived:
+        console.say(sentence)
+    parameters = sum(p.numel() for p in plan.model.parameters())
+    trainable = sum(p.numel() for p in plan.model.parameters() if p.requires_grad)
+    frozen = f", {trainable:,} of them trained" if trainable != parameters else ""
+    console.say(
+        f"model: {plan.recipe.model.type}, {parameters:,} parameters{frozen}; {plan.total_steps:,} updates"
+    )
+
+
+# --- where to ---------------------------------------------------------------------------------------------------------
+
+
+def _identity(plan: Plan) -> str:
+    """Hash what a run's result depends on: the recipe as resolved, and the data."""
+    text = json.dumps(
+        [__version__, plan.recipe.model_dump(), plan.prepared.fingerprints],
+        sort_keys=True,
+        ensure_ascii=False,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _place(
+    output: Path | None, name: str, identity: str, *, resume: bool, force: bool, console: Console
+) -> Path:
+    """Return the directory of the run: a new one, or that of the interrupted run it continues."""
+    if output is None:
+        base = Path("runs") / name
+        candidates = [base, *(base.with_name(f"{name}-{i}") for i in range(2, 10_000))]
+    else:
+        candidates = [output]
+    for target in candidates:
+        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+            return target
+        if not target.is_dir():
+            raise ArtefactError(f"'{target}' is a file; name another place with -o")
+        if artefact.is_artefact(target):
+            if output is None:
+                continue
+            if not force:
+                raise ArtefactError(
+                    f"'{target}' holds a finished artefact; name another place with -o, or replace it with --force"
+                )
+            console.say(f"'{target}' will be replaced")
+            shutil.rmtree(target)
+            return target
+        try:
+            known = json.loads((target / "train" / _RUN).read_text(encoding="utf-8"))["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            known = None
+        if known is None and any(path.name != "train" for path in target.iterdir()):
+            if output is None:
+                continue
+            raise ArtefactError(
+                f"'{target}' holds other files, which are left alone; name another place with -o"
+            )
+        if known == identity and resume:
+            return target
+        if known in (identity, None) or force:
+            shutil.rmtree(target)
+            return target
+        if output is not None:
+            raise ArtefactError(
+                f"'{target}' holds an interrupted run of another recipe or other data; go on with that recipe, name another place with -o, or start anew with --force"
+            )
+    raise ArtefactError(f"'runs/{name}' and its numbered followers are all taken; name a place with -o")
+
+
+# --- the artefact -----------------------------------------------------------------------------------------------------
+
+
+def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console: Console) -> dict[str, Any]:
+    """Measure the chosen weights, freeze a sample, and write everything at once."""
+    prepared = plan.prepared
+    started = time.perf_counter()
+    # A fresh model takes the weights: what is measured is what will be loaded, not what training left behind.
+    plan.model.load_state_dict(outcome.weights)
+    with files.new_folder(target.with_name(f".{target.name}.artefact"), replace=True) as folder:
+        weights_hash = artefact.write(
+            folder,
+            version=__version__,
+            model=plan.recipe.model,
+            adapt=plan.recipe.adapt,
+            spec=_seen(plan),
+            pipeline=prepared.pipeline,
+            weights=outcome.weights,
+            recipe=recipes.dump(plan.recipe),
+        )
+        for name in ("metrics.json", "lineage.json"):
+            artefact.write_json(folder / name, {})
+        (folder / "sample.jsonl").write_text("", encoding="utf-8")
+        predictor = load(folder, device=plan.choice.device.type, verify=False)
+        split = next((s for s in ("test", "validation") if prepared.rows[s]), None)
+        metrics: dict[str, Any] = {}
+        if split is not None:
+            console.say(f"measuring on {prepared.rows[split]:,} {split} rows")
+            measured = evaluate(predictor, prepared.raw(split))
+            metrics = {
+                "measured_on": split,
+                "rows": measured.rows,
+                "when": datetime.now(UTC).isoformat(timespec="seconds"),
+                "data": prepared.fingerprints.get(split, prepared.fingerprints["train"]),
+                **measured.to_json(),
+                "history": outcome.history,
+            }
+        artefact.write_json(folder / "metrics.json", metrics)
+        sample = _sample(predictor, prepared, plan.recipe)
+        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in sample)
+        (folder / "sample.jsonl").write_text(lines, encoding="utf-8")
+        seconds += time.perf_counter() - started
+        lineage = {
+            "verb": "train",
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parents": [],
+            "data": prepared.fingerprints,
+            "rows": prepared.rows,
+            "prepared": prepared.report,
+            "split": prepared.split_state,
+            "seed": plan.recipe.train.seed,
+            "weights": weights_hash,
+            "versions": _versions(),
+            "hardware": {
+                "device": machine.describe(plan.choice.device),
+                "precision": plan.choice.precision,
+                "threads": torch.get_num_threads(),
+            },
+            "cost": {"seconds": round(seconds, 2), "peak_memory_mb": round(machine.peak_memory_mb(), 1)},
+            "progress": asdict(outcome.progress),
+        }
+        artefact.write_json(folder / "lineage.json", lineage)
+        card.write(
+            folder,
+            metrics=metrics,
+            lineage=lineage,
+            recipe=plan.recipe,
+            parameters=sum(p.numel() for p in plan.model.parameters()),
+        )
+        load(folder, device=plan.choice.device.type)  # the parity contract, before anybody relies on it
+    _merge(folder=target.with_name(f".{target.name}.artefact"), target=target)
+    return {
+        "artefact": str(target),
+        "metrics": metrics.get("metrics", {}),
+        "measured_on": metrics.get("measured_on"),
+        "rows": prepared.rows,
+        "steps": outcome.progress.step,
+        "stopped": outcome.progress.stopped,
+        "seconds": round(seconds, 2),
+        "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+        "card": str(target / "README.md"),
+    }
+
+
+def _seen(plan: Plan) -> Any:
+    return type(plan.prepared.spec)(
+        {n: f for n, f in plan.prepared.spec.fields.items() if f.role in ("input", "target")}
+    )
+
+
+def _merge(folder: Path, target: Path) -> None:
+    """Move the finished parts beside the checkpoints; config.json, which makes it an artefact, comes last."""
+    with files.writing(f"'{target}'"):
+        names = sorted(path.name for path in folder.iterdir())
+        for name in [n for n in names if n != "config.json"] + ["config.json"]:
+            os.replace(folder / name, target / name)
+        files.sync(target)
+        folder.rmdir()
+
+
+def _sample(predictor: Predictor, prepared: Prepared, recipe: Recipe) -> list[dict[str, Any]]:
+    """Freeze rows and predictions: of the validation (else test) rows, or made from the columns' specification."""
+    pipeline = predictor.pipeline
+    split = next((s for s in ("validation", "test") if prepared.rows[s]), None)
+    if recipe.sample == "synthetic" or split is None:
+        rows = synthetic_rows(prepared, _SAMPLE_ROWS)
+    else:
+        first: list[pl.DataFrame] = []
+        for chunk in prepared.raw(split):
+            first.append(chunk.head(_SAMPLE_ROWS - sum(map(len, first))))
+            if sum(map(len, first)) >= _SAMPLE_ROWS:
+                break
+        frame = pl.concat(first)
+        columns = {name: processor.portable(frame[name]) for name, processor in pipeline.inputs.items()}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        {"row": row, "prediction": prediction}
+        for row, prediction in zip(rows, predictor.predict(rows), strict=True)
+    ]
+
+
+def synthetic_rows(prepared: Prepared, n: int) -> list[dict[str, Any]]:
+    """Make rows of the columns' specification, from no person's data, (n rows)."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    columns = {name: processor.example(generator, n) for name, processor in prepared.pipeline.inputs.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "polars", "tokenizers", "safetensors", "scikit-learn")
+    return {
+        "luban": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+# --- cross-validation -------------------------------------------------------------------------------------------------
+
+
+def _cross_validate(
+    resolved: Recipe, output: Path, *, resume: bool, force: bool, console: Console
+) -> dict[str, Any]:
+    """Train once for each fold and report mean and deviation over the folds."""
+    import statistics
+
+    assert resolved.data.split is not None
+    results = []
+    for fold in range(resolved.data.split.folds):  # type: ignore[attr-defined]
+        console.say(f"fold {fold + 1} of {resolved.data.split.folds}")  # type: ignore[attr-defined]
+        one = resolved.model_copy(deep=True)
+        assert one.data.split is not None
+        one.data.split.fold = fold  # type: ignore[attr-defined]
+        place = output / f"fold-{fold}"
+        if artefact.is_artefact(place) and resume and not force:
+            known = Artefact.load(place)
+            if (
+                known.recipe
+                and recipes.load(recipes.read_yaml(known.recipe).data).data.model_dump()
+                == one.data.model_dump()
+            ):
+                results.append(
+                    {
+                        "artefact": str(place),
+                        "metrics": known.metrics.get("metrics", {}),
+                        "rows": known.lineage["rows"],
+                        "seconds": 0.0,
+                    }
+                )
+                continue
+        results.append(_train(one, place.name, place, resume, force, console))
+    names = results[0]["metrics"]
+    metrics: dict[str, Any] = {}
+    for name in names:
+        values = [
+            r["metrics"][name]["value"]
+            for r in results
+            if name in r["metrics"] and r["metrics"][name]["value"] is not None
+        ]
+        if values:
+            mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+            metrics[name] = {"value": mean, "low": min(values), "high": max(values), "std": spread}
+    if not metrics:
+        raise DataError("no fold has rows to measure on; set data.split.folds to fewer, or bring more rows")
+    summary = {
+        "artefact": str(output),
+        "folds": [r["artefact"] for r in results],
+        "metrics": metrics,
+        "measured_on": "each fold in turn; low and high are the lowest and the highest fold",
+        "rows": results[0]["rows"],
+        "seconds": round(sum(r["seconds"] for r in results), 2),
+        "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+    }
+    artefact.write_json(output / "cross-validation.json", summary)
+    return summary
