@@ -79,7 +79,7 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not (abs(data) < float("inf")) else data
 
 
-# --- verbs --------------------------------------------------------------------------------------------------------------
+# --- verbs ------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -395,7 +395,7 @@ def datasets_fetch(
         _out(str(main))
 
 
-# --- printing -----------------------------------------------------------------------------------------------------------
+# --- printing ---------------------------------------------------------------------------------------------
 
 
 def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | None) -> None:
@@ -417,7 +417,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-# --- the outermost edge -------------------------------------------------------------------------------------------------
+# --- the outermost edge -----------------------------------------------------------------------------------
 
 
 def _version(show: bool) -> None:

@@ -18,9 +18,14 @@ from luban.artefact import Artefact
 from luban.data.batch import Batch, to_batch
 from luban.data.contracts import Array, Encoded, Spec
 from luban.data.pipeline import Pipeline
+from luban.data.store import slice_rows
 from luban.errors import DataError, ParityError
 
 __all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
+
+_ENCODED = (
+    1024  # rows encoded at a time: many, because polars has a price a call, but not a gigabyte of images
+)
 
 TOLERANCE = 1e-4
 """Largest drift of a score (or of a number, in deviations of its target) between machines; on one machine there is none."""
@@ -63,9 +68,9 @@ class Predictor:
         """
         frame = rows if isinstance(rows, pl.DataFrame) else frame_of(list(rows))
         predictions: list[dict[str, Any]] = []
-        for start in range(0, len(frame), batch_size):
-            part = frame.slice(start, batch_size)
-            outputs, kept = self.outputs(part)
+        for start in range(0, len(frame), _ENCODED):
+            part = frame.slice(start, _ENCODED)
+            outputs, kept = self.outputs(part, batch_size)
             decoded: list[dict[str, Any]] = [{} for _ in range(int(kept.sum()))]
             for column, processor in self.pipeline.targets.items():
                 values = processor.decode(outputs[f"{column}.{processor.output}"])
@@ -80,18 +85,28 @@ class Predictor:
             ]
         return predictions
 
-    def outputs(self, rows: pl.DataFrame) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
-        """Return the model's outputs for the rows that can be read, by name, and which rows those are."""
+    def outputs(
+        self, rows: pl.DataFrame, batch_size: int = 256
+    ) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
+        """Return the model's outputs for the rows that can be read, by name, and which rows those are.
+
+        All rows are encoded at once, so hand over some thousand at the most.
+        """
         encoded, kept = self.encode(rows)
         if not kept.any():
             return {
                 f"{c}.{p.output}": np.empty((0, max(1, p.head_width)), np.float32)
                 for c, p in self.pipeline.targets.items()
             }, kept
-        with torch.inference_mode():
-            outputs = self.model(to_batch(encoded, self.spec, self.device))
         wanted = [f"{column}.{processor.output}" for column, processor in self.pipeline.targets.items()]
-        return {name: outputs[name].float().cpu().numpy() for name in wanted}, kept
+        parts: dict[str, list[Array]] = {name: [] for name in wanted}
+        with torch.inference_mode():
+            for start in range(0, int(kept.sum()), batch_size):
+                batch = to_batch(slice_rows(encoded, start, start + batch_size), self.spec, self.device)
+                outputs = self.model(batch)
+                for name in wanted:
+                    parts[name].append(outputs[name].float().cpu().numpy())
+        return {name: np.concatenate(own) for name, own in parts.items()}, kept
 
     def encode(self, rows: pl.DataFrame) -> tuple[Encoded, npt.NDArray[np.bool_]]:
         """Clean and encode rows as training did, without dropping any."""
@@ -160,7 +175,7 @@ def drift(a: Mapping[str, Any], b: Mapping[str, Any], scales: Mapping[str, float
     return worst
 
 
-def frame_of(rows: list[Mapping[str, Any]]) -> pl.DataFrame:
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """Make a DataFrame of rows of Python values, whatever they mix.
 
     Raises:

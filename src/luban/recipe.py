@@ -52,7 +52,7 @@ __all__ = [
     "schema",
 ]
 
-# --- the building blocks ------------------------------------------------------------------------------------------------
+# --- the building blocks ----------------------------------------------------------------------------------
 
 
 class Config(BaseModel):
@@ -172,21 +172,15 @@ class Section:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        choices: list[JsonSchemaValue] = [
-            {"$ref": f"#/$defs/{self.name}.{name}"} for name in registry.names(self.name)
-        ]
-        if self.short is not None:
-            choices += [{"type": "string"}, {"type": "array"}]
-        else:
-            choices.append({"type": "string", "enum": registry.names(self.name)})
-        return {"anyOf": choices}
+        # A mark of ours instead of a $ref, which pydantic would insist on resolving; `schema` puts the choices in.
+        return {"luban_section": self.name, "short": self.short is not None, "default": self.default}
 
 
 def _as_pydantic(error: RecipeError) -> PydanticCustomError:
     return PydanticCustomError("luban", "{message}", {"message": str(error)})
 
 
-# --- the sections -------------------------------------------------------------------------------------------------------
+# --- the sections -----------------------------------------------------------------------------------------
 
 _ENDINGS = {
     "csv": "csv", "tsv": "tsv", "tab": "tsv", "txt": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
@@ -338,7 +332,7 @@ class Recipe(Config):
         return self
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------
 
 Where = tuple[str | int, ...]
 _MAX_NODES = 100_000  # far above any recipe; anchors that multiply into millions of nodes stop here
@@ -379,7 +373,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the core schema of YAML 1.2 in place of YAML 1.1's guesses."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 def _resolvers() -> Iterator[tuple[str, str, str]]:
@@ -658,7 +652,7 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
                         value[key] = [anchor(v, folder) if isinstance(v, str) else v for v in value[key]]
 
 
-# --- explaining ---------------------------------------------------------------------------------------------------------
+# --- explaining -------------------------------------------------------------------------------------------
 
 
 def _fields_at(where: Where, document: Document) -> tuple[str, list[str]]:
@@ -668,11 +662,10 @@ def _fields_at(where: Where, document: Document) -> tuple[str, list[str]]:
     value: Any = document.data
     annotation: Any = None
     for key in where:
-        value = (
-            value[key]
-            if isinstance(value, dict | list) and (isinstance(value, list) or key in value)
-            else None
-        )
+        if isinstance(value, list) and isinstance(key, int):
+            value = value[key]
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
         if isinstance(key, str) and annotation is None and key in cls.model_fields:
             info = cls.model_fields[key]
             annotation = (info.annotation, *info.metadata)
@@ -742,7 +735,7 @@ def _explain(error: ValidationError, document: Document) -> RecipeError:
     return RecipeError(message, at=document.at(where))
 
 
-# --- writing ------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------
 
 
 def dump(recipe: Recipe) -> str:
@@ -755,7 +748,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+    plain = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"  # type: ignore[no-untyped-call]
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
 
 

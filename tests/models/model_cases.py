@@ -57,7 +57,9 @@ TARGETS = {
 }
 
 
-def case(*parts: tuple[dict[str, Field], Batch], targets: dict[str, Field] | None = None) -> tuple[Spec, Batch]:
+def case(
+    *parts: tuple[dict[str, Field], Batch], targets: dict[str, Field] | None = None
+) -> tuple[Spec, Batch]:
     """Join inputs and add targets."""
     fields: dict[str, Field] = {}
     batch: Batch = {}

@@ -47,7 +47,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"numbers": "periodic", "norm": "layer"},
         {"norm": "batch", "hidden": [16, 16, 16], "residual": True, "dropout": [0.5, 0.0, 0.1]},
         {"hidden": [], "dropout": 0.2, "embeddings": 5},
-        {"init": "orthogonal", "activation": "mish", "encoders": {"照片": "cnn", "评论 文本": {"type": "rnn", "size": "tiny"}}},
+        {
+            "init": "orthogonal",
+            "activation": "mish",
+            "encoders": {"照片": "cnn", "评论 文本": {"type": "rnn", "size": "tiny"}},
+        },
     ],
     "cnn": [
         {"norm": "batch", "reduce": "average", "padding": "same", "activation": "silu"},
@@ -69,7 +73,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, options) for name, all_ in VARIANTS.items() for options in all_])
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name, all_ in VARIANTS.items() for options in all_]
+)
 def test_contract_of_variants(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     spec, batch = CASES["all"]()
@@ -82,6 +88,8 @@ def test_every_size_is_larger_than_the_one_before(name: str, size: str) -> None:
     spec, _ = case(table(), text(), image())
     sizes = ["tiny", "small", "medium", "large"]
     with torch.device("meta"):
-        counts = [sum(p.numel() for p in PARSE({"type": name, "size": s}).build(spec).parameters()) for s in sizes]
+        counts = [
+            sum(p.numel() for p in PARSE({"type": name, "size": s}).build(spec).parameters()) for s in sizes
+        ]
     at = sizes.index(size)
     assert at == 0 or counts[at] > counts[at - 1]

@@ -79,18 +79,12 @@ class Spec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
-        lists = ("shape", "mean", "std")
-        return cls(
-            {
-                name: Field(
-                    **{
-                        key: tuple(value) if key in lists and value is not None else value
-                        for key, value in one.items()
-                    }
-                )
-                for name, one in data.items()
-            }
-        )
+
+        def field_of(one: Mapping[str, Any]) -> Field:  # JSON has lists where a field has tuples
+            options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
+            return Field(**options)
+
+        return cls({name: field_of(one) for name, one in data.items()})
 
 
 @dataclass(frozen=True)

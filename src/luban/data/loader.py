@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +155,7 @@ class Loader:
             raw = encoded.pop(f"{column}.raw")
             assert isinstance(raw, Flat)
             data, ends = raw.values.tobytes(), raw.offsets.tolist()
-            texts = [data[a:b].decode() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            texts = [data[a:b].decode() for a, b in pairwise(ends)]
             for change in self.augment:
                 if change.level == "text" and (change.columns is None or column in change.columns):
                     texts = change.text(texts, generator)

@@ -206,9 +206,7 @@ class _Preparation:
             (spool / name).mkdir()
             # Steps that need no fitting act here, once, before rows are keyed: repaired duplicates are duplicates.
             steps = [
-                cast(Cleaner, step.model_copy(deep=True))
-                for step in self.pipeline.cleaners
-                if not is_fitted_step(step)
+                step.model_copy(deep=True) for step in self.pipeline.cleaners if not is_fitted_step(step)
             ]
             for i, chunk in enumerate(self.sources[name].scan()):
                 if i == 0:
@@ -306,7 +304,8 @@ class _Preparation:
                     for split, part in parts:
                         if not len(part):
                             continue
-                        part = self.pipeline.clean(part, predicting=False, steps=ready)
+                        # Rows to choose by and to report on are not dropped for what they hold; reality has outliers.
+                        part = self.pipeline.clean(part, predicting=split != "train", steps=ready)
                         encoded, kept = self.pipeline.encode(part, targets=True)
                         n = int(kept.sum())
                         if not n:

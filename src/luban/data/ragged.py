@@ -86,7 +86,7 @@ class Ragged:
 
     def unbind(self) -> tuple[Tensor, ...]:
         """Return the rows as views, each (L_i, ...)."""
-        return self.values.split(self.lengths.tolist())
+        return torch.split(self.values, self.lengths.tolist())
 
     def like(self, values: Tensor) -> Self:
         """Return other values (T, ...) over the same rows."""

@@ -25,20 +25,21 @@ import numpy.typing as npt
 
 from luban.data.contracts import Array, Encoded, Flat, Spec
 
-__all__ = ["Store", "StoreWriter", "select"]
+__all__ = ["Store", "StoreWriter", "slice_rows"]
 
 _GIVE_BACK = 64 * 2**20  # bytes touched between two times of giving pages back
 _PAGE_TOUCH = 16 * 4096  # what the kernel maps around one fault
 
 
-def select(encoded: Encoded, rows: npt.NDArray[np.bool_]) -> Encoded:
-    """Return the rows where the mask is true."""
-    if rows.all():
-        return encoded
-    chosen = np.flatnonzero(rows)
+def slice_rows(encoded: Encoded, start: int, stop: int) -> Encoded:
+    """Return rows start ... stop - 1, as views."""
+
+    def cut(flat: Flat) -> Flat:
+        offsets = flat.offsets[start : stop + 1]
+        return Flat(flat.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
     return {
-        name: _gather(value, chosen) if isinstance(value, Flat) else value[chosen]
-        for name, value in encoded.items()
+        name: cut(value) if isinstance(value, Flat) else value[start:stop] for name, value in encoded.items()
     }
 
 

@@ -23,6 +23,7 @@ __all__ = ["Evaluation", "TrainingScorer", "collector_of", "evaluate"]
 
 _SLICES = 50  # values of a slicing column, at most; the rarer ones are put together
 _OTHERS = "(others)"
+_PART = 1024  # rows encoded at a time
 
 
 def collector_of(processor: Processor) -> Collector:
@@ -111,9 +112,9 @@ def evaluate(
                 raise DataError(
                     f"there is no column '{column}' to slice by; columns are {', '.join(chunk.columns)}{did_you_mean(column, chunk.columns)}"
                 )
-        for start in range(0, len(chunk), batch_size):
-            part = chunk.slice(start, batch_size)
-            outputs, truth, weights, kept = _score(predictor, part)
+        for start in range(0, len(chunk), _PART):
+            part = chunk.slice(start, _PART)
+            outputs, truth, weights, kept = _score(predictor, part, batch_size)
             if not kept.any():
                 continue
             rows += int(kept.sum())
@@ -149,7 +150,7 @@ def evaluate(
 
 
 def _score(
-    predictor: Predictor, part: pl.DataFrame
+    predictor: Predictor, part: pl.DataFrame, batch_size: int
 ) -> tuple[dict[str, Array], dict[str, Array], Array | None, Array]:
     """Return outputs, truths and weights of the rows that can be scored, and which rows those are."""
     pipeline = predictor.pipeline
@@ -161,7 +162,7 @@ def _score(
         )
         known &= good
     scored = part.filter(pl.Series(known))
-    outputs, readable = predictor.outputs(scored)
+    outputs, readable = predictor.outputs(scored, batch_size)
     scored = scored.filter(pl.Series(readable))
     kept = known.copy()
     kept[known] = readable
@@ -220,6 +221,6 @@ class TrainingScorer:
         return {
             f"{column}.{name}": metric.value
             for column, collector in self._collectors.items()
-            for name, metric in collector.compute(resamples=0).metrics.items()
+            for name, metric in collector.compute(resamples=0, details=False).metrics.items()
             if metric.value is not None
         }

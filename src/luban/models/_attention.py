@@ -71,11 +71,15 @@ def plan(rows: Ragged) -> Plan:
     back = first[rows.rows] + rows.positions
     groups: list[Group] = []
     start = 0
-    for members in _groups([length for length in lengths[by_length].tolist() if length], device.type != "cpu"):
+    for members in _groups(
+        [length for length in lengths[by_length].tolist() if length], device.type != "cpu"
+    ):
         total, longest = sum(members), members[0]
         places = mask = None
         if members[-1] != longest:
-            mask = torch.arange(longest, device=device) < torch.tensor(members, device=device)[:, None]  # (N, L)
+            mask = (
+                torch.arange(longest, device=device) < torch.tensor(members, device=device)[:, None]
+            )  # (N, L)
             places = mask.flatten().nonzero().squeeze(1)
             mask = mask[:, None, None]
         groups.append(Group(start, start + total, len(members), longest, places, mask))
@@ -115,7 +119,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, how: Plan, dropout: float 
     """
     parts: list[Tensor] = []
     for group in how.groups:
-        q, k, v = (_rectangle(x[group.start : group.stop], group) for x in (query, key, value))  # (N, heads, L, d)
+        q, k, v = (
+            _rectangle(x[group.start : group.stop], group) for x in (query, key, value)
+        )  # (N, heads, L, d)
         if dropout:
             scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
             if group.mask is not None:

@@ -19,7 +19,9 @@ def image_norm(kind: Literal["none", "batch", "group"], channels: int) -> nn.Mod
         case "batch":
             return nn.BatchNorm2d(channels)
         case "group":
-            return nn.GroupNorm(next(n for n in range(max(1, channels // 8), 0, -1) if channels % n == 0), channels)
+            return nn.GroupNorm(
+                next(n for n in range(max(1, channels // 8), 0, -1) if channels % n == 0), channels
+            )
         case _:
             return None
 
@@ -65,13 +67,22 @@ class Convolutions(nn.Module):
         height, width, depth = shape
         layers = nn.Sequential()
         for i, (out, kernel, stride, padding, size) in enumerate(
-            zip(channels, kernels or [3] * n, strides or [1] * n, paddings or ["valid"] * n, pools, strict=True)
+            zip(
+                channels,
+                kernels or [3] * n,
+                strides or [1] * n,
+                paddings or ["valid"] * n,
+                pools,
+                strict=True,
+            )
         ):
-            border = kernel // 2 if padding == "same" else 0
-            convolution = nn.Conv2d(depth, out, kernel, stride, "same" if border and stride == 1 else border, bias=norm == "none")
+            left, right = ((kernel - 1) // 2, kernel // 2) if padding == "same" else (0, 0)
+            border = nn.ZeroPad2d((left, right, left, right)) if left != right else None  # an even kernel
+            convolution = nn.Conv2d(
+                depth, out, kernel, stride, left if border is None else 0, bias=norm == "none"
+            )
             before = (height, width)
-            if padding == "valid" or stride > 1:
-                height, width = ((side + 2 * border - kernel) // stride + 1 for side in before)
+            height, width = ((side + left + right - kernel) // stride + 1 for side in before)
             height, width = height // max(size, 1), width // max(size, 1)
             if min(height, width) < 1:
                 raise RecipeError(
@@ -81,7 +92,12 @@ class Convolutions(nn.Module):
             pooling = (nn.MaxPool2d if pool == "max" else nn.AvgPool2d)(size) if size else None
             act = activation_of(activation)
             commute = pool == "max" and activation in MONOTONE
-            parts = [convolution, image_norm(norm, out), *((pooling, act) if commute else (act, pooling))]
+            parts = [
+                border,
+                convolution,
+                image_norm(norm, out),
+                *((pooling, act) if commute else (act, pooling)),
+            ]
             layers.append(nn.Sequential(*(part for part in parts if part is not None)))
             depth = out
         self.layers = in_channels_last(layers)

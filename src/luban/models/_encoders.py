@@ -21,7 +21,20 @@ from luban.errors import RecipeError
 from luban.models._convolution import Convolutions
 from luban.models._layers import embedding_width
 
-__all__ = ["Encoder", "Features", "Image", "Numbers", "OneHot", "default_encoder", "is_category", "is_image", "is_number", "is_sequence", "read", "read_ragged"]
+__all__ = [
+    "Encoder",
+    "Features",
+    "Image",
+    "Numbers",
+    "OneHot",
+    "default_encoder",
+    "is_category",
+    "is_image",
+    "is_number",
+    "is_sequence",
+    "read",
+    "read_ragged",
+]
 
 Features: TypeAlias = tuple[Tensor, Ragged | None]
 
@@ -39,7 +52,7 @@ class Encoder(nn.Module):
         """Return features (B, width), and states where the input has positions."""
 
 
-# --- what a field is ----------------------------------------------------------------------------------------------------
+# --- what a field is --------------------------------------------------------------------------------------
 
 
 def is_number(field: Field) -> bool:
@@ -62,7 +75,7 @@ def is_sequence(field: Field) -> bool:
     return field.shape is None and field.size is not None and field.kind != "set"
 
 
-# --- the encoders -------------------------------------------------------------------------------------------------------
+# --- the encoders -----------------------------------------------------------------------------------------
 
 
 class Numbers(Encoder):
@@ -88,7 +101,9 @@ class Numbers(Encoder):
         if periodic:
             scale = 1 / math.sqrt(2 * self.FREQUENCIES)
             self.frequencies = nn.Parameter(torch.randn(self.embedded, self.FREQUENCIES) * self.SPREAD)
-            self.weight = nn.Parameter(torch.empty(self.embedded, 2 * self.FREQUENCIES, self.SIZE).uniform_(-scale, scale))
+            self.weight = nn.Parameter(
+                torch.empty(self.embedded, 2 * self.FREQUENCIES, self.SIZE).uniform_(-scale, scale)
+            )
             self.bias = nn.Parameter(torch.zeros(self.embedded, self.SIZE))
 
     def forward(self, batch: Batch) -> Features:
@@ -193,7 +208,9 @@ def default_encoder(name: str, field: Field, embeddings: int | None = None, flat
         kind = Bag if field.shape is None else Embedded
         return kind(name, field.size, embeddings or embedding_width(field.size))
     if is_image(field) and not flat:
-        stack = Convolutions(field.shape or (), [16, 32], pools=[2, 2], paddings=["same", "same"], reduce="average")
+        stack = Convolutions(
+            field.shape or (), [16, 32], pools=[2, 2], paddings=["same", "same"], reduce="average"
+        )
         return Image(name, stack, stack.width)
     if field.shape and field.size is None:
         return Flat(name, field)

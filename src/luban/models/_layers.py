@@ -167,7 +167,9 @@ def per_layer(value: Any, layers: int, key: str) -> list[Any]:
     if not isinstance(value, list):
         return [value] * layers
     if len(value) != layers:
-        raise ValueError(f"{key} has {len(value)} values for {layers} layers; give one for each, or a single one for all")
+        raise ValueError(
+            f"{key} has {len(value)} values for {layers} layers; give one for each, or a single one for all"
+        )
     return value
 
 

@@ -66,7 +66,9 @@ class Network(nn.Module):
         heads: target column → (name of its output, layer from D to the output's width).
     """
 
-    def __init__(self, encoders: dict[str, Encoder], trunk: nn.Module, heads: dict[str, tuple[str, nn.Module]]) -> None:
+    def __init__(
+        self, encoders: dict[str, Encoder], trunk: nn.Module, heads: dict[str, tuple[str, nn.Module]]
+    ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.trunk = trunk
@@ -194,7 +196,10 @@ class Family(Model):
                 classes[name] = field.size or 0
                 continue
             else:
-                key, encoder = module_key(field.column), default_encoder(name, field, self.embeddings, flat=not self.made_for)
+                key, encoder = (
+                    module_key(field.column),
+                    default_encoder(name, field, self.embeddings, flat=not self.made_for),
+                )
             if not isinstance(other, Family):
                 initialise(encoder, self.init, self.init_scale)
             while key in result:  # a column of several fields

@@ -33,8 +33,20 @@ class CNN(Family):
     SIZES: ClassVar = {
         "tiny": {"channels": [8, 16], "hidden": [32]},
         "small": {"channels": [32, 64], "hidden": [64]},
-        "medium": {"channels": [32, 64, 128], "padding": "same", "norm": "batch", "hidden": [128], "dropout": 0.2},
-        "large": {"channels": [64, 128, 256], "padding": "same", "norm": "batch", "hidden": [256], "dropout": 0.3},
+        "medium": {
+            "channels": [32, 64, 128],
+            "padding": "same",
+            "norm": "batch",
+            "hidden": [128],
+            "dropout": 0.2,
+        },
+        "large": {
+            "channels": [64, 128, 256],
+            "padding": "same",
+            "norm": "batch",
+            "hidden": [256],
+            "dropout": 0.3,
+        },
     }
 
     channels: list[Count]
@@ -64,7 +76,9 @@ class CNN(Family):
         """Read images."""
         if not is_image(field):
             return None
-        kernels, strides, paddings, pools = (per_layer(getattr(self, key), len(self.channels), key) for key in _PER_LAYER)
+        kernels, strides, paddings, pools = (
+            per_layer(getattr(self, key), len(self.channels), key) for key in _PER_LAYER
+        )
         stack = Convolutions(
             field.shape or (),
             self.channels,

@@ -62,7 +62,9 @@ class _NGrams(Encoder):
         self.ngrams = options.ngrams
         self.buckets = options.buckets if options.ngrams > 1 else 0
         rows = size + self.buckets + 1
-        self.embedding = nn.EmbeddingBag(rows, self.width, mode="mean", include_last_offset=True, padding_idx=rows - 1)
+        self.embedding = nn.EmbeddingBag(
+            rows, self.width, mode="mean", include_last_offset=True, padding_idx=rows - 1
+        )
         nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(self.width))
 
     def forward(self, batch: Batch) -> Features:

@@ -49,12 +49,19 @@ class ResNet(Family):
             return None
         height, width, channels = field.shape or ()
         quarter = self.stem == "quarter" or (self.stem == "auto" and min(height, width) >= 96)
-        network, out = _residual_network(channels, self.width, self.blocks, self.norm, self.activation, quarter)
+        network, out = _residual_network(
+            channels, self.width, self.blocks, self.norm, self.activation, quarter
+        )
         return Image(name, in_channels_last(network), out)
 
 
 def _residual_network(
-    channels: int, width: int, blocks: list[int], norm: Literal["batch", "group"], activation: Activation, quarter: bool
+    channels: int,
+    width: int,
+    blocks: list[int],
+    norm: Literal["batch", "group"],
+    activation: Activation,
+    quarter: bool,
 ) -> tuple[nn.Module, int]:
     """Return the module (B, C, H, W) → (B, out), and out."""
     if quarter:
@@ -87,7 +94,9 @@ class _Average(nn.Module):
 class _Block(nn.Module):
     """``x + conv(act(norm(conv(act(norm(x))))))``; where size or channels change, x passes a 1×1 convolution."""
 
-    def __init__(self, inside: int, out: int, stride: int, norm: Literal["batch", "group"], activation: Activation) -> None:
+    def __init__(
+        self, inside: int, out: int, stride: int, norm: Literal["batch", "group"], activation: Activation
+    ) -> None:
         super().__init__()
         self.before = nn.Sequential(_norm(norm, inside), activation_of(activation))
         self.inner = nn.Sequential(

@@ -59,9 +59,13 @@ class RNN(Family):
     @model_validator(mode="after")
     def _effective(self) -> Self:
         if self.nonlinearity != "tanh" and self.cell != "rnn":
-            raise ValueError(f"nonlinearity belongs to cell 'rnn', and cell is '{self.cell}'; remove one of the two")
+            raise ValueError(
+                f"nonlinearity belongs to cell 'rnn', and cell is '{self.cell}'; remove one of the two"
+            )
         if self.recurrent_dropout and self.layers == 1:
-            raise ValueError("recurrent_dropout acts between layers, and there is one layer; raise layers, or use dropout")
+            raise ValueError(
+                "recurrent_dropout acts between layers, and there is one layer; raise layers, or use dropout"
+            )
         return self
 
     def encoder(self, name: str, field: Field) -> Encoder | None:
@@ -88,7 +92,13 @@ class _Recurrent(Encoder):
         directions = 2 if options.bidirectional else 1
         self.width = options.hidden_size * directions
         self.layers = nn.ModuleList(
-            kind(step if i == 0 else self.width, options.hidden_size, batch_first=True, bidirectional=options.bidirectional, **extra)
+            kind(
+                step if i == 0 else self.width,
+                options.hidden_size,
+                batch_first=True,
+                bidirectional=options.bidirectional,
+                **extra,
+            )
             for i in range(options.layers)
         )
         self.between = Dropout(options.recurrent_dropout)

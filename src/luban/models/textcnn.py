@@ -73,7 +73,8 @@ class _Phrases(Encoder):
         self.dropout = Dropout(options.embedding_dropout)
         # A 2-d convolution in channels-last memory: the sequence (T, D) is its input as it lies, without a transposition.
         self.filters = nn.ModuleList(
-            in_channels_last(nn.Conv2d(options.embedding, options.filters, (1, width))) for width in options.widths
+            in_channels_last(nn.Conv2d(options.embedding, options.filters, (1, width)))
+            for width in options.widths
         )
         self.activation = activation_of(options.activation)
         self.monotone = options.activation in MONOTONE
@@ -88,7 +89,9 @@ class _Phrases(Encoder):
         image = sequence[None, None].permute(0, 3, 1, 2)  # (1, D, 1, T')
         answers = []
         for filters, width in zip(self.filters, self.widths, strict=True):
-            answer = filters(image)[0, :, 0].t()  # (T' - width + 1, F): one for each place where the filter begins
+            answer = filters(image)[
+                0, :, 0
+            ].t()  # (T' - width + 1, F): one for each place where the filter begins
             answers.append(answer.index_select(0, places - (width - 1) // 2))
         states = ids.like(torch.cat(answers, 1))
         # The maximum first, where the activation does not change which one it is: it then sees B values instead of T.

@@ -78,7 +78,9 @@ class Transformer(Family):
                 f"positions 'rotary' turn pairs of values, and a head has {self.hidden_size // self.heads}: take another number of heads"
             )
         if self.max_positions is not None and self.positions != "learned":
-            raise ValueError(f"max_positions belongs to positions 'learned', and positions is '{self.positions}'; remove one")
+            raise ValueError(
+                f"max_positions belongs to positions 'learned', and positions is '{self.positions}'; remove one"
+            )
         return self
 
     def encoder(self, name: str, field: Field) -> Encoder | None:
@@ -127,7 +129,11 @@ class _Layers(Encoder):
             vectors = vectors + sinusoids(where, self.width)
         how = plan(rows)
         x = self.dropout(self.before(vectors)).index_select(0, how.order)
-        turns = rotations(where.index_select(0, how.order), self.head_width) if self.positions == "rotary" else None
+        turns = (
+            rotations(where.index_select(0, how.order), self.head_width)
+            if self.positions == "rotary"
+            else None
+        )
         for layer in self.layers:
             x = layer(x, how, turns)
         states = rows.like(self.after(x).index_select(0, how.back))
@@ -141,10 +147,16 @@ class _Layer(nn.Module):
         super().__init__()
         width = options.hidden_size
         inside = options.intermediate or 4 * width
-        self.pre, self.heads, self.attention_dropout = options.norm == "pre", options.heads, options.attention_dropout
+        self.pre, self.heads, self.attention_dropout = (
+            options.norm == "pre",
+            options.heads,
+            options.attention_dropout,
+        )
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, inside), activation_of(options.activation), nn.Linear(inside, width))
+        self.feed = nn.Sequential(
+            nn.Linear(width, inside), activation_of(options.activation), nn.Linear(inside, width)
+        )
         self.dropout = Dropout(options.layer_dropout)
 
     def forward(self, x: Tensor, how: Plan, turns: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -158,7 +170,9 @@ class _Layer(nn.Module):
 
     def attention(self, x: Tensor, how: Plan, turns: tuple[Tensor, Tensor] | None) -> Tensor:
         """(T, D) to (T, D)."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.heads, x.shape[1] // self.heads).unbind(1)  # (T, heads, d) each
+        q, k, v = (
+            self.qkv(x).view(len(x), 3, self.heads, x.shape[1] // self.heads).unbind(1)
+        )  # (T, heads, d) each
         if turns is not None:
             q, k = rotate(q, *turns), rotate(k, *turns)
         result: Tensor = self.out(attend(q, k, v, how, self.attention_dropout if self.training else 0.0))
@@ -186,7 +200,9 @@ class _Patches(_Layers):
         super().__init__(options, name)
         height, width, channels = field.shape or ()
         sides = [side for side in range(1, min(height, width) + 1) if height % side == width % side == 0]
-        self.patch = options.patch or next((side for side in sides if height * width <= 100 * side**2), sides[-1])
+        self.patch = options.patch or next(
+            (side for side in sides if height * width <= 100 * side**2), sides[-1]
+        )
         if self.patch not in sides:
             raise RecipeError(
                 f"model.patch {self.patch} does not divide an image of {height}×{width}; patches may be {', '.join(map(str, sides))}"
@@ -205,7 +221,7 @@ class _Patches(_Layers):
         return self.run(self.embedding(flat), Ragged(flat, offsets))
 
 
-# --- positions ----------------------------------------------------------------------------------------------------------
+# --- positions --------------------------------------------------------------------------------------------
 
 
 def _angles(positions: Tensor, width: int) -> Tensor:

@@ -22,6 +22,7 @@ from luban.data.batch import Batch, rows_in
 from luban.data.loader import ROW, Loader
 from luban.data.ragged import Ragged
 from luban.errors import DivergenceError
+from luban.objectives._base import Objective
 from luban.train.callbacks._base import Callback
 from luban.train.checkpoint import Checkpoints, random_state, restore_random_state
 from luban.train.machine import peak_memory_mb
@@ -29,7 +30,7 @@ from luban.train.progress import Progress
 from luban.train.schedules._base import Schedule
 from luban.train.step import GradientStep, compute_losses
 
-__all__ = ["Engine", "Interrupted", "Outcome", "Scorer"]
+__all__ = ["Engine", "Interrupted", "Outcome", "Scorer", "flops_of", "is_loss", "units_in"]
 
 _FLUSH_SECONDS = 0.5
 _FLUSH_STEPS = 64
@@ -104,6 +105,7 @@ class Engine:
         checkpoint_seconds, checkpoint_steps: how often.
         callbacks: what else happens.
         peak: floating-point operations a second that the machine reaches at best.
+        flops: operations of training on one token (one row, where there are no tokens).
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Engine:
         checkpoint_steps: int | None = None,
         callbacks: Sequence[Callback] = (),
         peak: float | None = None,
+        flops: float = 0.0,
     ) -> None:
         self.step, self.loader, self.validation, self.schedule = step, loader, validation, schedule
         self.accumulate, self.evaluate_every = accumulate, evaluate_every
@@ -138,7 +141,7 @@ class Engine:
         self._pending: list[_Pending] = []
         self._saved_at = time.monotonic()
         self._interrupted = False
-        self._flops_per_unit = 0.0
+        self._flops_per_unit = flops
         self._window = (time.perf_counter(), 0, 0)  # start, rows, tokens since the last flush
 
     # --- the loop -------------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class Engine:
         self._window = (start, rows, tokens)
         self._pending.append(
             _Pending(progress.step, torch.cat(numbers) if numbers else torch.empty(0), figures)
-        )  # type: ignore[arg-type]
+        )
         if len(self._pending) >= _FLUSH_STEPS or time.perf_counter() - start > _FLUSH_SECONDS:
             self._flush()
         if self._interrupted:
@@ -373,20 +376,6 @@ class Engine:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    # --- measuring ------------------------------------------------------------------------------------------------------
-
-    def measure_flops(self) -> None:
-        """Count the operations of one forward pass, for the share of the peak; changes neither weights nor random state."""
-        batch = next(self.loader.batches(0))
-        model = self.step.model
-        training = model.training
-        model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            compute_losses(self.step.objectives, model, batch)
-        model.train(training)
-        # A backward pass costs twice its forward pass (Kaplan et al., 2020).
-        self._flops_per_unit = 3 * counter.get_total_flops() / max(1, _tokens(batch) or rows_in(batch))
-
 
 class _Recorded(torch.nn.Module):
     """Runs a model once on a batch, however often it is asked, so that loss and metrics share the outputs."""
@@ -404,6 +393,24 @@ class _Recorded(torch.nn.Module):
         if self._outputs is None:
             self._outputs = self._model[0](batch)
         return self._outputs
+
+
+def flops_of(objectives: Sequence[Objective], model: torch.nn.Module, batch: Batch) -> float:
+    """Count the operations of training on one token of a batch (one row, where there are no tokens).
+
+    Changes neither weights nor random state. A backward pass costs twice its forward pass (Kaplan et al., 2020).
+    """
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        compute_losses(objectives, model, batch)
+    model.train(training)
+    return 3.0 * int(counter.get_total_flops()) / units_in(batch)
+
+
+def units_in(batch: Batch) -> int:
+    """Return the tokens of a batch, or its rows where there are no tokens."""
+    return max(1, _tokens(batch) or rows_in(batch))
 
 
 def is_loss(metric: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,5 @@ class Log(Callback):
 
     def on_error(self, error: BaseException) -> None:
         if self._path is not None and self._path.parent.is_dir():
-            try:
+            with suppress(OSError):  # the disk may be the error
                 self._write({"kind": "error", "error": type(error).__name__, "message": str(error)})
-            except OSError:
-                pass  # the disk may be the error

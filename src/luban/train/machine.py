@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 
 from luban import files
 
-__all__ = ["Choice", "choose", "describe", "peak_memory_mb"]
+__all__ = ["Choice", "choose", "cores", "describe", "peak_memory_mb", "threads"]
 
 _WIDTHS = (64, 256, 1024)
 _GAIN = 1.3  # bf16 must be so much quicker before its rounding is worth it
@@ -38,6 +40,22 @@ class Choice:
     peak: float
 
 
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch use this many CPU threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def processor_name() -> str:
     """Return the name of the CPU."""
     try:
@@ -51,12 +69,12 @@ def describe(device: torch.device) -> str:
     """Return what to call a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {cores()} cores"
 
 
 def _speed(device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Floating-point operations a second of the three products of a dense layer's training step."""
-    rows = 2048 if device.type == "cpu" else 8192
+    rows = 1024 if device.type == "cpu" else 8192
     x = torch.randn(rows, width, device=device).to(dtype)
     w = torch.randn(width, width, device=device).to(dtype)
 
@@ -79,10 +97,10 @@ def _speed(device: torch.device, dtype: torch.dtype, width: int) -> float:
 
 
 @cache
-def _measured(device_name: str, threads: int) -> dict[str, Any]:
+def _measured(device_name: str, cores: int) -> dict[str, Any]:
     """Return speeds by precision and width; measured once for a machine, then read from the cache."""
     path = files.cache_folder() / "machine.json"
-    key = f"{device_name} | torch {torch.__version__} | {threads} threads"
+    key = f"{device_name} | torch {torch.__version__} | {cores} cores"
     try:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,12 +130,13 @@ def choose(device: str, precision: str, width: int) -> Choice:
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
-        width: the widest matrix product of the model; small ones gain nothing from bf16.
+        width: the narrower side of the model's widest matrix; small ones gain nothing from bf16.
     """
     cuda = torch.cuda.is_available()
     where = torch.device("cuda" if device == "cuda" or (device == "auto" and cuda) else "cpu")
     name = describe(where) + (" cuda" if where.type == "cuda" else "")
-    speeds = _measured(name, torch.get_num_threads())
+    with threads(cores()):
+        speeds = _measured(name, cores())
     nearest = min(_WIDTHS, key=lambda w: abs(w - width))
     gain = speeds["bf16"][str(nearest)] / speeds["fp32"][str(nearest)]
     picked = precision if precision != "auto" else ("bf16" if gain >= _GAIN and width >= 128 else "fp32")

@@ -22,11 +22,14 @@ from luban.errors import RecipeError, did_you_mean
 from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Recipe, Section
 from luban.train import machine
+from luban.train.engine import flops_of, units_in
 from luban.train.optimizers._base import Optimizer
 from luban.train.schedules._base import Schedule
 from luban.train.step import GradientStep
 
 __all__ = ["Plan", "make_plan"]
+
+_ONE_THREAD = 2e8  # operations of an update below which one CPU thread does it alone; a few milliseconds
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Plan:
         total_steps: updates in all.
         metric: what 'best' means.
         choice: device and precision.
+        flops: operations of training on one token (one row, where there are no tokens).
     """
 
     recipe: Recipe
@@ -59,6 +63,7 @@ class Plan:
     total_steps: int
     metric: str
     choice: machine.Choice
+    flops: float
 
 
 def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage, rows: None) -> Plan:
@@ -70,22 +75,21 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     derived: list[str] = []
     recipe = recipe.model_copy(deep=True)
     train = recipe.train
-    torch.set_num_threads(train.threads or torch.get_num_threads())
     if train.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("train.device is cuda, but torch sees no CUDA device here; use cpu or auto")
 
     augment = [cast(Augmenter, one) for one in recipe.data.augment]
     texts = _texts_to_augment(recipe, augment)
     prepared = prepare(recipe.data, raw_text=texts, report=report)
-    for name in {"validation", "test"}:
-        if not prepared.rows[name] and recipe.data.split is None:
-            derived.append(f"no {name} rows")
     spec = _model_spec(prepared.spec)
 
     torch.manual_seed(train.seed)
     model = build_model(recipe.model, recipe.adapt, spec)
-    widest = max((p.shape[-1] for p in model.parameters() if p.dim() >= 2), default=1)
-    choice = machine.choose(train.device, train.precision, int(widest))
+    # What a product gains is decided by the narrower side of its matrix.
+    widest = max(
+        (min(len(p), p[0].numel()) for p in model.parameters() if p.dim() >= 2 and len(p)), default=1
+    )
+    choice = machine.choose(train.device, train.precision, widest)
     if train.precision == "auto" or train.device == "auto":
         derived.append(f"device and precision: {choice.why}")
     train.device, train.precision = cast(Any, choice.device.type), cast(Any, choice.precision)
@@ -144,6 +148,14 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     train.metric = metric
     _check_metric(metric, prepared)
 
+    first = next(loader.batches(0))
+    flops = flops_of(objectives, model, first)
+    if train.threads is None:
+        # Two threads that wait for each other thousands of times a second are slower than one, above all on a busy machine.
+        small = choice.device.type == "cpu" and flops * units_in(first) < _ONE_THREAD
+        train.threads = 1 if small else machine.cores()
+        if small:
+            derived.append("threads: 1, since an update is too little work to share")
     step = GradientStep(
         model,
         objectives,
@@ -166,6 +178,7 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
         total_steps,
         metric,
         choice,
+        flops,
     )
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -51,8 +51,9 @@ def check(
     plan = make_plan(recipes.load(recipe, list(overrides)), console.stage)
     console.end_stage()
     worst = plan.loader.worst()
-    _update(plan, [worst], "the worst batch")
-    seconds = _seconds_per_update(plan)
+    with machine.threads(cast(int, plan.recipe.train.threads)):
+        _update(plan, [worst], "the worst batch")
+        seconds = _seconds_per_update(plan)
     looks = plan.total_steps / (plan.recipe.train.evaluate_every or max(1, plan.loader.count()))
     validation_rows = plan.prepared.rows["validation"]
     per_row = seconds / max(1, rows_in(worst) * max(1, plan.accumulate))

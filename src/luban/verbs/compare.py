@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ import polars as pl
 from luban.artefact import Artefact
 from luban.data.contracts import Array
 from luban.errors import ArtefactError, DataError
-from luban.evaluate.metrics import compare_paired
+from luban.evaluate.metrics import Task, compare_paired
 from luban.predict import Predictor, of_artefact
 from luban.verbs.rows import chunks_of
 
@@ -76,9 +77,13 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
     for name in shared:
         processor = predictors[0].pipeline.targets[name]
         compared = compare_paired(
-            processor.task, truth[name], scores[0][name], scores[1][name], classes=processor.classes() or None
-        )  # type: ignore[arg-type]
-        result["differences"][name] = compared.to_json()
+            cast(Task, processor.task),
+            truth[name],
+            scores[0][name],
+            scores[1][name],
+            classes=processor.classes() or None,
+        )
+        result["differences"][name] = asdict(compared)
     for side, speed in zip(sides, _speeds(predictors, chunks_of(data, columns)), strict=True):
         side["rows_per_second"] = round(speed, 1)
     return result

@@ -151,7 +151,8 @@ def _self_test() -> float:
         }
         train(recipe, output=folder / "model")
         predictions = load(folder / "model").predict(frame)
-        return sum(p["side"] == side for p, side in zip(predictions, frame["side"], strict=True)) / len(frame)
+        right = sum(p["side"] == side for p, side in zip(predictions, frame["side"], strict=True))
+        return float(right / len(frame))
 
 
 def _writable(folder: Path) -> bool:

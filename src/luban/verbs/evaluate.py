@@ -83,6 +83,6 @@ def _trained_on(artefact: Artefact, data: str) -> bool:
     if data == "-" or is_literal(data):
         return False
     try:
-        return open_data(data).fingerprint() == artefact.lineage.get("data", {}).get("train")
+        return bool(open_data(data).fingerprint() == artefact.lineage.get("data", {}).get("train"))
     except LubanError:  # whatever is wrong with the data is said when it is read
         return False

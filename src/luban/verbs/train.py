@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
-import torch
 
 from luban import artefact, files
 from luban import recipe as recipes
@@ -99,8 +98,7 @@ def _train(
         work.mkdir(parents=True, exist_ok=True)
         artefact.write_json(work / _RUN, {"identity": identity, "recipe": plan.recipe.model_dump()})
     outcome = _fit(plan, work, console)
-    result = _finish(plan, outcome, target, time.perf_counter() - started, console)
-    return result
+    return _finish(plan, outcome, target, time.perf_counter() - started, console)
 
 
 def _fit(plan: Plan, work: Path, console: Console) -> Outcome:
@@ -125,9 +123,10 @@ def _fit(plan: Plan, work: Path, console: Console) -> Outcome:
         checkpoint_steps=options.checkpoint_steps,
         callbacks=watching,
         peak=plan.choice.peak,
+        flops=plan.flops,
     )
-    engine.measure_flops()
-    return engine.fit(work, plan.recipe.model_dump())
+    with machine.threads(cast(int, options.threads)):
+        return engine.fit(work, plan.recipe.model_dump())
 
 
 def _tell(plan: Plan, console: Console) -> None:
@@ -150,7 +149,7 @@ def _tell(plan: Plan, console: Console) -> None:
     )
 
 
-# --- where to ---------------------------------------------------------------------------------------------------------
+# --- where to ---------------------------------------------------------------------------------------------
 
 
 def _identity(plan: Plan) -> str:
@@ -209,7 +208,7 @@ def _place(
     raise ArtefactError(f"'runs/{name}' and its numbered followers are all taken; name a place with -o")
 
 
-# --- the artefact -----------------------------------------------------------------------------------------------------
+# --- the artefact -----------------------------------------------------------------------------------------
 
 
 def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console: Console) -> dict[str, Any]:
@@ -265,7 +264,7 @@ def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console:
             "hardware": {
                 "device": machine.describe(plan.choice.device),
                 "precision": plan.choice.precision,
-                "threads": torch.get_num_threads(),
+                "threads": plan.recipe.train.threads,
             },
             "cost": {"seconds": round(seconds, 2), "peak_memory_mb": round(machine.peak_memory_mb(), 1)},
             "progress": asdict(outcome.progress),
@@ -348,7 +347,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-# --- cross-validation -------------------------------------------------------------------------------------------------
+# --- cross-validation -------------------------------------------------------------------------------------
 
 
 def _cross_validate(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from luban import registry
 from luban.data.cleaning import text as text_module
 from luban.data.cleaning._base import FirstSeen, is_missing, numbers
-from luban.data.cleaning._quantiles import Quantiles
+from luban.data.quantiles import Quantiles
 from luban.data.cleaning.near_duplicates import signatures
 from luban.data.contracts import Cleaner
 from luban.errors import DataError, MissingError

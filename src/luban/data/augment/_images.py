@@ -20,7 +20,18 @@ from luban.data.batch import Batch
 from luban.data.contracts import Field, Spec
 from luban.errors import RecipeError, did_you_mean
 
-__all__ = ["ImageAugmenter", "Pixels", "Probability", "Span", "boxes", "inputs", "inside", "uniform", "warp"]
+__all__ = [
+    "ImageAugmenter",
+    "Pixels",
+    "Probability",
+    "Span",
+    "boxes",
+    "inputs",
+    "inside",
+    "moved",
+    "uniform",
+    "warp",
+]
 
 Probability = Annotated[float, Limits(ge=0, le=1)]
 Span = Annotated[list[float], Limits(min_length=2, max_length=2)]
@@ -114,19 +125,21 @@ class ImageAugmenter(Augmenter):
         return changed
 
 
-def warp(images: Tensor, matrix: Tensor, offset: Tensor, black: Tensor) -> Tensor:
-    """Look up each pixel at ``matrix @ place + offset``, bilinearly; what lies outside is black.
+def warp(images: Tensor, matrix: Tensor, offset: Tensor, black: Tensor | None) -> Tensor:
+    """Look up each pixel at ``matrix @ place + offset``, bilinearly.
 
     Args:
         images: (B, C, H, W).
         matrix: (B, 2, 2), for places (x, y) in pixels from the centre.
         offset: (B, 2), in pixels.
-        black: (1, C or 1, 1, 1).
+        black: (1, C or 1, 1, 1), what lies outside; the outermost pixels go on there if left out.
     """
     height, width = images.shape[-2:]
     half = images.new_tensor([width / 2, height / 2])  # grid_sample counts from -1 to 1
     theta = torch.cat([matrix * half / half[:, None], (offset / half)[:, :, None]], dim=2)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    if black is None:
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     # Zero is what grid_sample pads with, so black is made zero for the while.
     return F.grid_sample(images - black, grid, align_corners=False).add_(black)
 

@@ -20,7 +20,9 @@ from luban.data.batch import Batch, rows_in
 from luban.data.contracts import Field, Spec
 from luban.errors import RecipeError
 
-__all__ = ["Mixer"]
+__all__ = ["Alpha", "Mixer"]
+
+Alpha = Annotated[float, Limits(gt=0)]
 
 
 class Mixer(Augmenter):
@@ -71,6 +73,3 @@ class Mixer(Augmenter):
         share = torch.from_numpy(beta).to(device, torch.float32)
         values, share = self.mix(list(chosen.values()), partner, share, generator)
         return {**batch, **dict(zip(chosen, values, strict=True)), "mix.partner": partner, "mix.share": share}
-
-
-Alpha = Annotated[float, Limits(gt=0)]

@@ -11,6 +11,8 @@ from luban.data.augment._base import Augmenter
 from luban.data.augment._text import is_cjk
 from luban.registry import register
 
+__all__ = ["CharNoise"]
+
 _ROWS = ["1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm"]
 
 

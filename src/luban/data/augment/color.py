@@ -11,6 +11,8 @@ from luban.data.augment import _color
 from luban.data.augment._images import ImageAugmenter, Pixels, uniform
 from luban.registry import register
 
+__all__ = ["Color"]
+
 Strength = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -11,6 +11,8 @@ from torch import Generator, Tensor
 from luban.data.augment._images import ImageAugmenter, Pixels, Span, boxes, moved, warp
 from luban.registry import register
 
+__all__ = ["Crop"]
+
 
 @register("augment")
 class Crop(ImageAugmenter):
@@ -47,14 +49,14 @@ class Crop(ImageAugmenter):
 
     def change(self, images: Tensor, pixels: Pixels, generator: Generator) -> Tensor:
         """Return parts of the images."""
-        n, black = len(images), pixels.black(images)
+        n = len(images)
         if self.scale is None:
             most = 4 if self.padding is None else self.padding
             steps = torch.randint(-most, most + 1, (2, n), generator=generator, device=generator.device)
             right, down = steps.to(images.device)
-            return moved(images, right, down, black)
+            return moved(images, right, down, pixels.black(images))
         least, largest = self.scale
         narrow, wide = self.ratio
         corner, size = boxes(n, (least, largest), (narrow, wide), images, generator)
         whole = images.new_tensor([images.shape[3], images.shape[2]])
-        return warp(images, torch.diag_embed(size), (corner + size / 2 - 0.5) * whole, black)
+        return warp(images, torch.diag_embed(size), (corner + size / 2 - 0.5) * whole, None)

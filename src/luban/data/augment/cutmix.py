@@ -11,6 +11,8 @@ from luban.data.contracts import Field
 from luban.errors import RecipeError
 from luban.registry import register
 
+__all__ = ["Cutmix"]
+
 
 @register("augment")
 class Cutmix(Mixer):

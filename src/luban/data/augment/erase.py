@@ -11,6 +11,8 @@ from torch import Generator, Tensor
 from luban.data.augment._images import ImageAugmenter, Pixels, Probability, Span, boxes, inside, uniform
 from luban.registry import register
 
+__all__ = ["Erase"]
+
 
 @register("augment")
 class Erase(ImageAugmenter):

@@ -10,6 +10,8 @@ from torch import Generator, Tensor
 from luban.data.augment._images import ImageAugmenter, Pixels, Probability, uniform
 from luban.registry import register
 
+__all__ = ["Flip"]
+
 
 @register("augment")
 class Flip(ImageAugmenter):

@@ -8,6 +8,8 @@ from luban.data.augment._mix import Alpha, Mixer
 from luban.data.contracts import Field
 from luban.registry import register
 
+__all__ = ["Mixup"]
+
 
 @register("augment")
 class Mixup(Mixer):

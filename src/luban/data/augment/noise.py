@@ -16,6 +16,8 @@ from luban.data.ragged import Ragged
 from luban.errors import RecipeError
 from luban.registry import register
 
+__all__ = ["Noise"]
+
 
 @register("augment")
 class Noise(Augmenter):

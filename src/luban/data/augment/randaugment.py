@@ -14,6 +14,8 @@ from luban.data.augment._images import ImageAugmenter, Pixels, uniform, warp
 from luban.data.augment.rotate import rotation
 from luban.registry import register
 
+__all__ = ["Randaugment"]
+
 # Strength (B,) between 0 and 1 → what the operation takes; a sign was drawn where the operation has two
 # directions.
 _LIGHT: list[Callable[[Tensor, Tensor, Tensor], Tensor]] = [

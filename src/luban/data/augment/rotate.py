@@ -11,6 +11,8 @@ from torch import Generator, Tensor
 from luban.data.augment._images import ImageAugmenter, Pixels, Span, uniform, warp
 from luban.registry import register
 
+__all__ = ["Rotate", "rotation"]
+
 
 @register("augment")
 class Rotate(ImageAugmenter):

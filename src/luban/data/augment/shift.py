@@ -11,6 +11,8 @@ from torch import Generator, Tensor
 from luban.data.augment._images import ImageAugmenter, Pixels, moved
 from luban.registry import register
 
+__all__ = ["Shift"]
+
 
 @register("augment")
 class Shift(ImageAugmenter):

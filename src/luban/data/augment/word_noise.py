@@ -12,6 +12,8 @@ from luban.data.augment._base import Augmenter
 from luban.data.augment._text import CJK
 from luban.registry import register
 
+__all__ = ["WordNoise"]
+
 _WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 

@@ -9,6 +9,8 @@ from pydantic import PrivateAttr
 from luban.data.cleaning._base import FirstSeen, Step, chosen, row_hashes
 from luban.registry import register
 
+__all__ = ["Duplicates"]
+
 
 @register("cleaning")
 class Duplicates(Step):

@@ -12,6 +12,8 @@ from luban.data.cleaning._base import Step, chosen, is_missing, numbers
 from luban.recipe import Config
 from luban.registry import register
 
+__all__ = ["Invalid", "Rule"]
+
 _RANGE = re.compile(r"\s*(\S*?)\s*\.\.\s*(\S*)\s*")
 
 

@@ -9,9 +9,11 @@ import polars as pl
 from pydantic import PrivateAttr, model_validator
 
 from luban.data.cleaning._base import TOKENS, Look, Step, chosen, is_missing, numbers
-from luban.data.cleaning._quantiles import Quantiles
+from luban.data.quantiles import Quantiles
 from luban.errors import DataError
 from luban.registry import register
+
+__all__ = ["Missing"]
 
 _MOST_VALUES = 1_000_000
 

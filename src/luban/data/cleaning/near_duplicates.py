@@ -12,9 +12,10 @@ from pydantic import Field, PrivateAttr
 from luban.data.cleaning._base import FirstSeen, Step, chosen, mix
 from luban.registry import register
 
-_WIDTH = (
-    128  # minima in a signature: an estimate of similarity is off by 0.04 (one standard deviation) at most
-)
+__all__ = ["NearDuplicates", "signatures"]
+
+# Minima in a signature: an estimate of similarity is off by 0.04 (one standard deviation) at most.
+_WIDTH = 128
 _DRAWN = np.random.default_rng(0x5EED)
 _FACTORS = _DRAWN.integers(0, 2**32, _WIDTH, dtype=np.uint32) | np.uint32(1)
 _TERMS = _DRAWN.integers(0, 2**32, _WIDTH, dtype=np.uint32)
@@ -22,12 +23,12 @@ _PRIME = np.uint64(0x100000001B3)
 
 
 def signatures(texts: list[str], ngram: int) -> npt.NDArray[np.uint32]:
-    """Return the MinHash signature of each text, (n, 128): two texts agree in as many places as they share
-    n-grams.
+    """Return the MinHash signature of each text, (n, 128): two texts agree in the share of n-grams they
+    share.
 
     Example:
         >>> a, b = signatures(["the cat sat on the mat", "the cat sat on a mat"], ngram=4)
-        >>> round(float((a == b).mean()), 1)  # 14 n-grams of 21 are shared
+        >>> round(float((a == b).mean()), 1)  # 13 n-grams of 22 are shared
         0.6
     """
     padded = [text.ljust(ngram, "\0") for text in texts]  # a text shorter than an n-gram is one n-gram
@@ -51,8 +52,7 @@ def signatures(texts: list[str], ngram: int) -> npt.NDArray[np.uint32]:
 
 @register("cleaning")
 class NearDuplicates(Step):
-    """Drop training rows whose text resembles an earlier one: reposts, boilerplate with another date, edited
-    copies.
+    """Drop training rows whose text resembles an earlier one: reposts, edited copies, boilerplate.
 
     Two texts are alike to the degree that their sets of character n-grams overlap (Jaccard), which MinHash
     estimates (Broder 1997) and locality-sensitive hashing finds without comparing all pairs (Indyk & Motwani

@@ -9,9 +9,11 @@ import polars as pl
 from pydantic import Field, PrivateAttr
 
 from luban.data.cleaning._base import Look, Step, chosen, numbers
-from luban.data.cleaning._quantiles import Quantiles
+from luban.data.quantiles import Quantiles
 from luban.errors import DataError
 from luban.registry import register
+
+__all__ = ["Outliers"]
 
 
 @register("cleaning")
@@ -20,9 +22,9 @@ class Outliers(Step):
 
     The bounds are learnt from training rows: mean ± threshold · standard deviation (zscore), or quartiles ±
     threshold · their distance (iqr; Tukey 1977). Clipping acts on rows to predict too, dropping never does.
-    Without `columns`, those that hold more than 20 different numbers are meant; codes and labels have no
-    outliers. A column whose values hardly differ (a distance of zero) has no bounds and is counted instead of
-    clipped to a constant.
+    Without `columns`, those (a target among them) that hold more than 20 different numbers are meant; codes
+    and labels have no outliers. A column whose values hardly differ (a distance of zero) has no bounds and is
+    counted instead of clipped to a constant.
 
     Example:
         ``clean: [{type: outliers, method: iqr, threshold: 3, action: clip, columns: [income]}]``

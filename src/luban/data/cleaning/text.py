@@ -15,6 +15,8 @@ from luban.data.cleaning._base import Step, chosen
 from luban.errors import MissingError
 from luban.registry import register
 
+__all__ = ["Text"]
+
 # Control characters but tab and line ends, and marks without width or for direction. The two joiners stay:
 # emoji, Persian and the scripts of India need them.
 _CONTROL = re.compile(

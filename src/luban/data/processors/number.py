@@ -10,7 +10,8 @@ from pydantic import PrivateAttr
 
 from luban.data.contracts import Array, Encoded, Field, Flat, Processor, Role
 from luban.data.processors._base import as_numbers
-from luban.data.statistics import Moments, Reservoir
+from luban.data.quantiles import Quantiles
+from luban.data.statistics import Moments
 from luban.errors import DataError
 from luban.registry import register
 
@@ -42,7 +43,7 @@ class Number(Processor):
     """Whether a second field says where the number was missing; by default if the training rows miss any."""
 
     _moments: Moments = PrivateAttr(default_factory=Moments)
-    _reservoir: Reservoir = PrivateAttr(default_factory=Reservoir)
+    _quantiles: Quantiles = PrivateAttr(default_factory=Quantiles)
     _missing: int = PrivateAttr(default=0)
     _center: float = PrivateAttr(default=0.0)
     _scale: float = PrivateAttr(default=1.0)
@@ -62,7 +63,7 @@ class Number(Processor):
         present = self._bend(numbers.drop_nulls().to_numpy())
         self._moments.update(present)
         if self._needs_quantiles:
-            self._reservoir.update(present)
+            self._quantiles.add(present)
 
     def finish(self) -> None:
         seen = self._moments
@@ -77,7 +78,7 @@ class Number(Processor):
             "none": (0.0, 1.0),
         }.get(self.normalize, (0.0, 0.0))
         if self._needs_quantiles:
-            low, median, high = (self._reservoir.quantile(q) for q in (0.25, 0.5, 0.75))
+            low, median, high = (self._quantiles.at(q) for q in (0.25, 0.5, 0.75))
             if self.normalize == "robust":
                 center, scale = median, high - low
         # A constant column, or one whose middle half is constant, has no scale of its own.
@@ -87,7 +88,7 @@ class Number(Processor):
         ]
         self._fill = (stand_in - self._center) / self._scale
         self._indicator = self._missing > 0 if self.indicator is None else self.indicator
-        self._reservoir = Reservoir()
+        self._quantiles = Quantiles()
 
     def fields(self, column: str, role: Role) -> dict[str, Field]:
         if role == "target":

@@ -107,6 +107,7 @@ class Text(Processor):
             trainers,
         )
 
+        trainer: trainers.Trainer
         options: dict[str, Any] = {"special_tokens": SPECIAL, "show_progress": False}
         match self.tokens:
             case "char" | "word":

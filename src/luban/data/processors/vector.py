@@ -82,7 +82,8 @@ class Vector(Processor):
         return {"value": ((numbers - self._center) / self._scale).astype(np.float32)}
 
     def example(self, generator: np.random.Generator, n: int) -> list[Any]:
-        return (generator.normal(size=(n, self._size)) * self._scale + self._center).tolist()
+        rows = generator.normal(size=(n, self._size)) * self._scale + self._center
+        return list(rows.tolist())
 
     def state(self) -> dict[str, Any]:
         return {"size": self._size, "center": self._center, "scale": self._scale}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import glob
 import hashlib
 import importlib
@@ -18,15 +19,27 @@ from typing import Any, BinaryIO, cast
 
 from polars.exceptions import PanicException, PolarsError
 
-from luban.errors import DataError, MissingError, did_you_mean
+from luban.errors import DataError, MachineError, MissingError, did_you_mean
 
-__all__ = ["File", "find", "local_copy", "reading", "unpacked"]
+__all__ = ["File", "find", "local_copy", "one_line", "reading", "unpacked"]
 
 HASHED_WHOLE = 256 << 20
 """Bytes up to which a local file is hashed whole; beyond, its size, its mtime and three samples stand for
 it."""
 _SAMPLE = 1 << 20
+_MAGIC = 16  # more bytes than any of the magic numbers has
 _PACKED_BLOCK = 1 << 16  # packed bytes taken at once: 1000 times as many may come out
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    """Return text that was not written by us in a form that fits into a sentence.
+
+    Example:
+        >>> one_line("no such table:\\n  t.")
+        'no such table: t'
+    """
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= longest else f"{line[:longest]}..."
 
 
 @contextmanager
@@ -44,7 +57,9 @@ def reading(name: str, kind: str | None = None) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"'{name}' may not be read by this user; change its permissions") from error
     except (PolarsError, PanicException, OSError, EOFError, UnicodeError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"the disk is full ({error}); free some space and start again") from error
+        reason = one_line(str(error) or type(error).__name__)
         what = f"'{name}' is damaged or is not {kind}" if kind else f"'{name}' cannot be read"
         raise DataError(f"{what} ({reason}); write or fetch it again, or name its true type") from error
 
@@ -95,12 +110,11 @@ class File:
                 return digest.hexdigest()
 
 
-# --- finding ------------------------------------------------------------------------------------------------
+# --- finding ----------------------------------------------------------------------------------------------
 
 
 def find(path: str | list[str]) -> list[File]:
-    """Return the files that a path, a glob, a URL or a list of them means; those of a glob in the order of
-    their names.
+    """Return the files that a path, a glob (sorted by name), a URL or a list of them means.
 
     Raises:
         DataError: if there is none, or a folder stands where a file belongs.
@@ -109,11 +123,7 @@ def find(path: str | list[str]) -> list[File]:
     paths = [path] if isinstance(path, str) else path
     if not paths or not all(paths):
         raise DataError(f"received {path!r} where a path, a glob, a URL or a list of them belongs")
-    return [
-        file
-        for one in paths
-        for file in (_find_url(one) if "://" in one or "::" in one else _find_local(one))
-    ]
+    return [file for one in paths for file in (_find_url(one) if "://" in one else _find_local(one))]
 
 
 def _find_local(path: str) -> list[File]:
@@ -174,9 +184,8 @@ def local_copy(file: File) -> str:
     if file.system is None:
         return file.path
     root = os.environ.get("LUBAN_CACHE") or os.path.expanduser("~/.cache/luban")
-    target = os.path.join(
-        root, "files", hashlib.sha256(f"{file.name} {file.fingerprint()}".encode()).hexdigest()
-    )
+    key = hashlib.sha256(f"{file.name} {file.fingerprint()}".encode()).hexdigest()
+    target = os.path.join(root, "files", key)
     if not os.path.exists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         partial = f"{target}.{os.getpid()}.partial"
@@ -192,7 +201,7 @@ def local_copy(file: File) -> str:
     return target
 
 
-# --- unpacking ----------------------------------------------------------------------------------------------
+# --- unpacking --------------------------------------------------------------------------------------------
 
 
 def _zstd() -> Any:
@@ -209,8 +218,7 @@ _PACKERS: dict[bytes, tuple[str, Callable[[], Any]]] = {
     b"\xfd7zXZ\x00": ("xz", lzma.LZMADecompressor),
     **{b"BZh%d1AY&SY" % level: ("bzip2", bz2.BZ2Decompressor) for level in range(1, 10)},
 }
-"""First bytes → name, and what makes a decoder. The ending of a file's name may lie; its first bytes do
-not."""
+"""First bytes → name and decoder. The ending of a file's name may lie, its first bytes do not."""
 
 
 def unpacked(name: str, handle: BinaryIO, size: int) -> Iterator[bytes]:
@@ -219,7 +227,7 @@ def unpacked(name: str, handle: BinaryIO, size: int) -> Iterator[bytes]:
     Raises:
         DataError: if a packed file is cut short or damaged.
     """
-    head = handle.read(_PACKED_BLOCK)
+    head = handle.read(_MAGIC)
     packer = next((packer for magic, packer in _PACKERS.items() if head.startswith(magic)), None)
     if packer is not None:
         rest = iter(lambda: handle.read(_PACKED_BLOCK), b"")
@@ -240,12 +248,9 @@ def _unpack(name: str, blocks: Iterable[bytes], packer: str, make: Callable[[], 
                 decoder = make()
             try:
                 data = decoder.decompress(block)
-            except (
-                Exception
-            ) as error:  # zlib.error, LZMAError, OSError, ZstdError: the libraries share no base
-                raise DataError(
-                    f"'{name}' is a damaged {packer} file ({error}); write or fetch it again"
-                ) from error
+            except Exception as error:  # the four libraries' own exceptions share no other base
+                reason = f"'{name}' is a damaged {packer} file ({error}); write or fetch it again"
+                raise DataError(reason) from error
             yield data
             block = decoder.unused_data
     if not decoder.eof:

@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import Field, PrivateAttr
 
 from luban.data.contracts import Source
-from luban.data.sources._files import File, find
+from luban.data.sources._files import File, find, one_line
 from luban.data.sources._text import Text
 from luban.errors import DataError
 
@@ -67,9 +67,7 @@ class Files(Source):
     def scan(self, chunk_rows: int = 8192) -> Iterator[pl.DataFrame]:
         """Yield the rows of all files in order, `chunk_rows` at a time."""
         files = self._files()
-        schemas = [
-            self._schema(file) for file in files
-        ]  # first of all, so that a misfit is not met after an hour
+        schemas = [self._schema(file) for file in files]  # all at once: no misfit is met after an hour
         for file, schema in zip(files, schemas, strict=True):
             _require_same(files[0], schemas[0], file, schema)
         names = list(schemas[0])
@@ -83,12 +81,11 @@ class Files(Source):
             empty = False
             yield chunk
         if empty:
-            which = (
-                f"'{files[0].name}' has"
-                if len(files) == 1
-                else f"the {len(files)} files of '{self.path}' have"
+            more = f" and {len(files) - 1} more" * (len(files) > 1)
+            raise DataError(
+                f"'{files[0].name}'{more} has columns ({one_line(', '.join(names))}) but no rows; give a file that "
+                "has rows"
             )
-            raise DataError(f"{which} columns ({', '.join(names)}) but no rows; give a file that has rows")
 
     def fingerprint(self) -> str:
         """Return a hash of the files' contents (see `File.fingerprint`) and of the options that read them."""
@@ -102,14 +99,17 @@ class TextFiles(Files):
     """Files of text: every column holds strings."""
 
     encoding: str = "auto"
-    """The files' encoding; auto recognises UTF-8, UTF-16 with its mark, GB18030 (GBK), Big5 and Latin-1 for
-    each file."""
+    """A Python codec; auto recognises UTF-8, UTF-16 with its mark, GB18030 (GBK), Big5 and Latin-1, file by
+    file."""
 
     _texts: dict[str, Text] = PrivateAttr(default_factory=dict)
 
-    def _text(self, file: File) -> Text:
-        self._texts[file.name] = Text(file, self.encoding)
-        return self._texts[file.name]
+    def _text(self, file: File, *, whole: bool, breaks: bytes = b"\r") -> Text:
+        """Return the text of a file; what a reading of the whole file finds out replaces earlier notes."""
+        text = Text(file, self.encoding, breaks)
+        if whole or file.name not in self._texts:
+            self._texts[file.name] = text
+        return text
 
     def notes(self) -> list[str]:
         """Return each file's encoding and its repaired lines, as far as the files were read."""
@@ -125,11 +125,11 @@ def checked_names(names: Sequence[str | None], at: str) -> list[str]:
         DataError: if a name occurs twice.
     """
     clean = [(name or "").strip() or f"column_{number}" for number, name in enumerate(names, 1)]
+    numbers: dict[str, int] = {}
     for number, name in enumerate(clean, 1):
-        first = clean.index(name) + 1
-        if first != number:
+        if (first := numbers.setdefault(name, number)) != number:
             raise DataError(
-                f"column name '{name}' occurs twice (columns {first} and {number}); rename one", at=at
+                f"column name '{one_line(name)}' occurs twice (columns {first} and {number}); rename one", at=at
             )
     return clean
 
@@ -138,8 +138,8 @@ def _require_same(first: File, expected: Schema, file: File, schema: Schema) -> 
     missing = [name for name in expected if name not in schema]
     extra = [name for name in schema if name not in expected]
     if missing or extra:
-        differences = [f"'{first.name}' alone has {', '.join(missing)}"] * bool(missing)
-        differences += [f"'{file.name}' alone has {', '.join(extra)}"] * bool(extra)
+        differences = [f"'{first.name}' alone has {one_line(', '.join(missing))}"] * bool(missing)
+        differences += [f"'{file.name}' alone has {one_line(', '.join(extra))}"] * bool(extra)
         raise DataError(
             f"'{first.name}' and '{file.name}' have different columns ({'; '.join(differences)}); give "
             "files of the same columns"

@@ -20,15 +20,15 @@ _FILE_MAGIC = b"ARROW1\0\0"
 _CONTINUES = b"\xff\xff\xff\xff"
 _END = _CONTINUES + bytes(4)
 _LONGEST_SCHEMA = 16 << 20
+_PEEKED = 4096
 _KINDS = _SCHEMA, _DICTIONARY, _RECORDS = 1, 2, 3
 
 
 @register("sources")
 class Arrow(Files):
-    """Arrow IPC files and streams, also Feather version 2; columns keep their types, dictionaries become
-    strings.
+    """Arrow IPC files and streams, also Feather version 2; columns keep their types.
 
-    One record batch is held in memory at a time.
+    Dictionary-encoded columns become strings. One record batch is held in memory at a time.
 
     Example:
         >>> Arrow(path="table.feather").columns()      # doctest: +SKIP
@@ -43,12 +43,9 @@ class Arrow(Files):
     def _frames(self, file: File, schema: Schema) -> Iterator[pl.DataFrame]:
         with reading(file.name, "an Arrow file"), file.open() as handle:
             shared = b""  # what every batch needs before it: the schema and the dictionaries
-            if (
-                handle.read(len(_FILE_MAGIC)) == _FILE_MAGIC
-            ):  # in a file, dictionaries may come after the batches
-                shared = b"".join(
-                    message for _, message in _messages(handle, file.name, (_SCHEMA, _DICTIONARY))
-                )
+            if handle.read(len(_FILE_MAGIC)) == _FILE_MAGIC:  # where dictionaries may come after the batches
+                first = _messages(handle, file.name, (_SCHEMA, _DICTIONARY))
+                shared = b"".join(message for _, message in first)
             for kind, message in _messages(handle, file.name, (_RECORDS,) if shared else _KINDS):
                 if kind == _RECORDS:
                     yield _frame(shared + message)
@@ -68,7 +65,7 @@ def _messages(handle: BinaryIO, name: str, wanted: tuple[int, ...] = _KINDS) -> 
 
     ::
 
-        message = FF FF FF FF │ size of header (i32) │ header (a flatbuffer that knows the size of the body) │
+        message = FF FF FF FF │ size of header (i32) │ header (a flatbuffer, knows the size of the body) │
         body
 
     Source: Arrow columnar format, "Serialization and Interprocess Communication".
@@ -110,9 +107,8 @@ def _bare_schema(handle: BinaryIO) -> tuple[bytes, bytes]:
     data = handle.read(_LONGEST_SCHEMA)
     end = data.find(_CONTINUES)
     while end >= 0:
-        if end % 8 == 0 and (
-            data.startswith(_END, end) or _kind_and_body(data[end + 8 :])[0] in (_DICTIONARY, _RECORDS)
-        ):
+        following = _kind_and_body(data[end + 8 : end + 8 + _PEEKED])[0]
+        if end % 8 == 0 and (data.startswith(_END, end) or following in (_DICTIONARY, _RECORDS)):
             handle.seek(start + end)
             return _CONTINUES + end.to_bytes(4, "little"), data[:end]
         end = data.find(_CONTINUES, end + 1)
@@ -120,8 +116,7 @@ def _bare_schema(handle: BinaryIO) -> tuple[bytes, bytes]:
 
 
 def _kind_and_body(header: bytes) -> tuple[int, int]:
-    """Return a message's kind and the size of its body, fields 1 and 3 of the flatbuffer table ``Message``; 0
-    if broken."""
+    """Return a message's kind and its body's size, fields 1 and 3 of its flatbuffer table; 0 if broken."""
     try:
         (table,) = struct.unpack_from("<I", header, 0)
         layout = table - struct.unpack_from("<i", header, table)[0]

@@ -35,12 +35,11 @@ csv.field_size_limit(max(csv.field_size_limit(), _text.LONGEST))
 
 @register("sources")
 class Csv(TextFiles):
-    """Comma-separated values, also packed with gzip, zstd, bzip2 or xz; all columns are strings and an empty
-    cell is null.
+    """Comma-separated values, also packed (gzip, zstd, bzip2, xz); columns are strings, an empty cell is
+    null.
 
-    Rules: RFC 4180 with any line end, and quotes inside unquoted cells are taken as they are. Blank lines are
-        skipped, except
-    in a file of one column, where each is an empty cell.
+    The rules are those of RFC 4180, with any line end, and a quote inside an unquoted cell is a plain
+    character. Blank lines are skipped, except in a file of one column, where each is an empty cell.
 
     Example:
         >>> Csv(path="reviews.csv", separator=";").columns()      # doctest: +SKIP
@@ -50,13 +49,12 @@ class Csv(TextFiles):
     separator: _Character = ","
     """What stands between two cells: one ASCII character."""
     quote: _Character | None = '"'
-    """What stands around a cell that holds a separator or a line end, doubled inside it; null if quotes are
-    plain text."""
+    """What stands around a cell that holds a separator or a line end; null if quotes are plain text."""
     names: list[str] | None = None
     """Column names, for files whose first line is a row and not a header."""
     ragged: Literal["error", "pad"] = "error"
-    """A row with too few cells: stop with its line number, or pad it with empty cells and count it. Too many
-    cells always stop."""
+    """A row with too few cells: an error, or padded with empty cells and counted. Too many are always an
+    error."""
 
     _padded: dict[str, int] = PrivateAttr(default_factory=dict)
 
@@ -67,24 +65,21 @@ class Csv(TextFiles):
         return self
 
     def notes(self) -> list[str]:
-        """Return each file's encoding, its repaired lines and its padded rows, as far as the files were
-        read."""
+        """Return each file's encoding, repaired lines and padded rows, as far as the files were read."""
         padded = [
-            f"{name}: {rows} rows had too few cells and were padded"
-            for name, rows in self._padded.items()
-            if rows
+            f"{name}: {rows} rows had too few cells and were padded" for name, rows in self._padded.items()
         ]
         return super().notes() + padded
 
     def _schema(self, file: File) -> Schema:
-        names, _, _ = self._open(file)
+        names, _, _ = self._open(file, whole=False)
         return dict.fromkeys(names, pl.String())
 
     def _frames(self, file: File, schema: Schema) -> Iterator[pl.DataFrame]:
-        names, line, blocks = self._open(file)
-        self._padded[file.name] = 0
+        names, line, blocks = self._open(file, whole=True)
+        self._padded.pop(file.name, None)
         held = b""  # begins with a row, which begins in `line`
-        for block in blocks:
+        for block in filter(None, blocks):
             held += block
             parsed = self._fast(held, names)
             if parsed is not None:
@@ -101,9 +96,9 @@ class Csv(TextFiles):
         if held:
             yield self._exact(iter([held]), names, file, line)[0]
 
-    def _open(self, file: File) -> tuple[list[str], int, Iterator[bytes]]:
+    def _open(self, file: File, *, whole: bool) -> tuple[list[str], int, Iterator[bytes]]:
         """Return the column names, the line that the rows begin in, and the rows as blocks of UTF-8."""
-        blocks = iter(self._text(file))
+        blocks = iter(self._text(file, whole=whole))
         if self.names is not None:
             return checked_names(self.names, "names"), 1, blocks
         first = io.StringIO(next(blocks).decode(), newline="")
@@ -114,22 +109,18 @@ class Csv(TextFiles):
             raise DataError(self._reason(error), at=f"{file.name}:1") from None
         if header is None:
             raise DataError(f"'{file.name}' has blank lines only; give a file that has a header and rows")
-        return (
-            checked_names(header, f"{file.name}:{reader.line_num}"),
-            reader.line_num + 1,
-            chain([first.read().encode()], blocks),
-        )
+        names = checked_names(header, f"{file.name}:{reader.line_num}")
+        return names, reader.line_num + 1, chain([first.read().encode()], blocks)
 
     def _reader(self, lines: Any) -> Any:
         quoting: Literal[0, 3] = 3 if self.quote is None else 0  # QUOTE_NONE, QUOTE_MINIMAL
         return csv.reader(lines, delimiter=self.separator, quotechar=self.quote, quoting=quoting, strict=True)
 
     def _fast(self, text: bytes, names: list[str]) -> tuple[pl.DataFrame, int] | None:
-        """Parse the whole rows of a text; None if it is not proved that polars reads them as the csv module
-        would.
+        """Parse the whole rows of a text, if it is certain that polars reads them as the csv module would.
 
         Returns:
-            The rows, and where in the text they end.
+            The rows, and where in the text they end; None if it is not certain.
         """
         if text.count(b"\r") != text.count(b"\r\n"):
             return None
@@ -142,16 +133,10 @@ class Csv(TextFiles):
         if self.quote and self.quote.encode() in text:
             quotes = data == ord(self.quote)
             at = np.flatnonzero(quotes)
-            opening, closing = at[0::2], at[1::2]
-            before, after = (
-                data[opening - 1],
-                data[closing + 1],
-            )  # before the first byte stands the last, a line end
-            mark = ord(self.quote)
-            if not (
-                np.isin(before, (ord(self.separator), ord("\n"), mark)).all()
-                and np.isin(after, (ord(self.separator), ord("\n"), ord("\r"), mark)).all()
-            ):
+            before = data[at[0::2] - 1]  # of each opening quote; the first byte follows the last, a line end
+            after = data[at[1::2] + 1]  # of each closing quote
+            between = [ord(self.separator), ord("\n"), ord(self.quote)]  # a doubled quote closes and opens
+            if not (np.isin(before, between).all() and np.isin(after, [*between, ord("\r")]).all()):
                 return None
             outside = ~np.bitwise_xor.accumulate(quotes.view(np.uint8)).view(bool)
             separators &= outside
@@ -203,12 +188,8 @@ class Csv(TextFiles):
                     break
         except csv.Error as error:
             raise DataError(self._reason(error), at=f"{file.name}:{line + taken}") from None
-        columns = zip(*rows, strict=True) if rows else [()] * width
-        return nulled(
-            pl.DataFrame(
-                [pl.Series(name, values, pl.String) for name, values in zip(names, columns, strict=True)]
-            )
-        ), taken
+        frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+        return nulled(frame), taken
 
     def _even(self, row: list[str], width: int, at: str, file: File) -> list[str]:
         if not row:
@@ -220,7 +201,7 @@ class Csv(TextFiles):
                 f"{self.separator!r}{few}",
                 at=at,
             )
-        self._padded[file.name] += 1
+        self._padded[file.name] = self._padded.get(file.name, 0) + 1
         return row + [""] * (width - len(row))
 
     def _unclosed(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from types import NoneType
 from typing import Annotated, Any, TypeAlias
@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from luban.data.sources import _text
-from luban.data.sources._files import File
+from luban.data.sources._files import File, one_line, reading
 from luban.data.sources._tables import Schema, TextFiles, nulled
 from luban.data.sources._text import Text
 from luban.errors import DataError
@@ -25,6 +25,7 @@ _Row: TypeAlias = tuple[Any, str, int]
 """An object, its text, and the line in which it begins."""
 _FIRST = 1000  # objects whose keys become the columns
 _BATCH = 4096
+_PEEKED = 4096
 _GAP = re.compile(r"\s*(,?)\s*(\]?)")
 
 
@@ -39,16 +40,14 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _EXACT = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)  # 1.10 stays 1.10
-_CAREFUL = json.JSONDecoder(
-    parse_float=str, parse_int=str, parse_constant=str, object_pairs_hook=_pairs
-)  # slow
+# Refuses repeated keys, at a third of the speed; good enough for the first objects.
+_CAREFUL = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str, object_pairs_hook=_pairs)
 _PLAIN = json.JSONDecoder()
 
 
 @register("sources")
 class Jsonl(TextFiles):
-    """JSON lines, or a file that is one JSON array of objects, also packed; keys are columns and all columns
-    are strings.
+    """JSON lines, or a file that is one JSON array of objects, also packed; each key is a column of strings.
 
     A number is kept as it is written (``1.10`` stays ``1.10``), true and false become ``true`` and ``false``,
     a list or an object becomes its JSON text; null, an empty string and a missing key are null.
@@ -59,11 +58,11 @@ class Jsonl(TextFiles):
     """
 
     keys: Annotated[list[str], Field(min_length=1)] | None = None
-    """The keys to read; by default those of the first 1000 objects of a file, and a key first met later is an
+    """The keys to read; by default those of the first 1000 objects, and then a key first met later is an
     error."""
 
     def _schema(self, file: File) -> Schema:
-        text = self._text(file)
+        text = self._text(file, whole=False, breaks=_breaks(file))
         names: dict[str, None] = {}
         for row, _, _ in islice(_rows(text, _CAREFUL), _FIRST):
             names.update(dict.fromkeys(row))
@@ -75,18 +74,38 @@ class Jsonl(TextFiles):
         return dict.fromkeys(self.keys or names, pl.String())
 
     def _frames(self, file: File, schema: Schema) -> Iterator[pl.DataFrame]:
-        text = self._text(file)
+        text = self._text(file, whole=True, breaks=_breaks(file))
         known = set(schema)
-        rows = _rows(text)
-        while batch := list(islice(rows, _BATCH)):
+        for batch in _batches(_rows(text)):
             if self.keys is None and (new := set().union(*(row for row, _, _ in batch)) - known):
                 name, line = next((name, line) for row, _, line in batch for name in row if name in new)
                 raise DataError(
-                    f"key '{name}' is in none of the file's first {_FIRST} objects; "
+                    f"key '{one_line(name)}' is in none of the file's first {_FIRST} objects; "
                     "list the keys to read, for instance 'keys: [text, label]'",
                     at=f"{file.name}:{line}",
                 )
             yield nulled(pl.DataFrame([_column(name, batch, text) for name in schema]))
+
+
+def _breaks(file: File) -> bytes:
+    """Return where a block of text may end: an array may well be a single line of gigabytes."""
+    with reading(file.name):
+        head = next(file.blocks(_PEEKED), b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0")
+    return b"," if head.startswith(b"[") else b"\r"
+
+
+def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    """Group rows, few of them if they are long."""
+    batch: list[_Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += len(row[1])
+        if len(batch) == _BATCH or size >= _text.BLOCK:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _rows(text: Text, decoder: json.JSONDecoder = _EXACT) -> Iterator[_Row]:
@@ -97,7 +116,7 @@ def _rows(text: Text, decoder: json.JSONDecoder = _EXACT) -> Iterator[_Row]:
     for row in read(chain([first], blocks), text.file.name, decoder):
         if type(row[0]) is not dict:
             raise DataError(
-                f"received {row[1][:40]} where an object belongs; "
+                f"received {one_line(row[1], 40)} where an object belongs; "
                 'write each row as {"column": "value", ...}',
                 at=f"{text.file.name}:{row[2]}",
             )
@@ -162,9 +181,7 @@ def _array(blocks: Iterator[str], name: str, decoder: json.JSONDecoder) -> Itera
                 raise EOFError("the array has no end")
             if bool(comma) == first:
                 raise ValueError(
-                    "a comma stands before the first object"
-                    if first
-                    else "a comma is missing between two objects"
+                    f"a comma {'stands before the first' if first else 'is missing before an'} object"
                 )
             value, end = decoder.raw_decode(text, start)
         except (EOFError, ValueError, RecursionError) as error:  # broken, or only cut by the end of the block
@@ -183,7 +200,7 @@ def _malformed(error: Exception, at: str) -> DataError:
     if isinstance(error, json.JSONDecodeError):
         reason = f"{error.msg} at character {error.colno}"
     else:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(str(error))
     return DataError(
         f"this is not JSON ({reason}); write one object a line, or one array of objects in the file", at=at
     )

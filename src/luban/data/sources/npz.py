@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import polars as pl
 from pydantic import Field
 
 from luban.data.contracts import Array
-from luban.data.sources._files import File, reading
+from luban.data.sources._files import File, one_line, reading
 from luban.data.sources._tables import Files, Schema
 from luban.errors import DataError, did_you_mean
 from luban.registry import register
@@ -25,24 +27,23 @@ from luban.registry import register
 __all__ = ["Npz"]
 
 _SLICE = 4 << 20  # bytes of an array held at once
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError)
 
 
 @register("sources")
 class Npz(Files):
-    """NumPy's npz (each array is a column, by its name) and npy (one column, ``array``); the first dimension
-    counts the rows.
+    """NumPy's npz, where each array is a column, and npy, which is one column, ``array``.
 
-    Arrays of more dimensions become polars Array columns of the remaining shape. Pickled objects are refused:
-    loading them would run whatever code they hold.
+    The first dimension counts the rows; arrays of more dimensions become polars Array columns of the
+    remaining shape. Pickled objects are refused: loading them would run whatever code they hold.
 
     Example:
-        >>> Npz(path="mnist.npz", arrays={"image": "x_train", "label": "y_train"}).columns()      # doctest:
-        +SKIP ['image', 'label']
+        >>> Npz(path="mnist.npz", arrays={"image": "x_test", "label": "y_test"}).columns()  # doctest: +SKIP
+        ['image', 'label']
     """
 
     arrays: Annotated[dict[str, str], Field(min_length=1)] | None = None
-    """Column → name of its array, for a file that holds more than one table; by default every array is a
-    column."""
+    """Column → array, for a file that holds more than one table; by default every array, by its own name."""
 
     def _schema(self, file: File) -> Schema:
         with _opened(file, self.arrays) as members:
@@ -118,15 +119,13 @@ def _opened(file: File, arrays: dict[str, str] | None) -> Iterator[dict[str, _Me
             _require_rows(file, members)
             yield members
         except (
-            zipfile.BadZipFile,
-            zlib.error,
+            *_BROKEN,
             ValueError,
-            NotImplementedError,
             RuntimeError,
             KeyError,
-        ) as error:
+        ) as error:  # the last three from numpy and zipfile
             raise DataError(
-                f"'{file.name}' is damaged or is not an npz or npy file ({error}); write or fetch it again"
+                f"'{file.name}' is damaged or is not an npz or npy file ({one_line(str(error))}); write or fetch it again"
             ) from error
 
 

@@ -8,7 +8,9 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from types import NoneType
 from typing import Annotated, Any, Protocol
 from urllib.parse import quote
 
@@ -17,7 +19,7 @@ from polars.exceptions import PolarsError
 from pydantic import Field
 
 from luban.data.contracts import Source
-from luban.data.sources._files import File
+from luban.data.sources._files import File, one_line
 from luban.data.sources._tables import checked_names, rechunk
 from luban.errors import DataError, MissingError, did_you_mean
 from luban.registry import register
@@ -25,8 +27,10 @@ from luban.registry import register
 __all__ = ["Sql"]
 
 _SQLITE = "sqlite:///"
-_FETCHED = 8192
-_LOOKED_AT = 10_000  # rows that settle the types of the columns, whatever the size of the chunks
+_FETCHED = (
+    10_000  # rows fetched at once, of which the first settle the types, whatever the size of the chunks
+)
+_PLAIN = (str, bool, int, float, bytes, NoneType, datetime, date, time, timedelta)
 _COMMENT = re.compile(r"\s+|--[^\n]*(\n|$)|/\*.*?\*/", re.DOTALL)
 _SELECTS = ("select", "with", "values", "table")
 
@@ -46,13 +50,13 @@ class Sql(Source):
     written: SQLite is opened read-only, elsewhere the transaction is rolled back.
 
     Example:
-        >>> Sql(connection="sqlite:///shop.db", query="select review, stars from reviews").columns()      #
-        doctest: +SKIP ['review', 'stars']
+        >>> Sql(connection="sqlite:///shop.db", query="select text, stars from reviews").columns()  # doctest:
+        +SKIP ['text', 'stars']
     """
 
     connection: Annotated[str, Field(min_length=1)]
-    """The database: ``sqlite:///file.db`` or an SQLAlchemy URL; ``${NAME}`` stands for an environment
-    variable (a password)."""
+    """``sqlite:///file.db``, or an SQLAlchemy URL; ``${NAME}`` is an environment variable, such as a
+    password."""
     query: Annotated[str, Field(min_length=1)]
     """One SELECT; with ORDER BY if the order of the rows is to be the same each time."""
 
@@ -68,7 +72,7 @@ class Sql(Source):
             empty = False
             yield chunk
         if empty:
-            raise DataError(f"the query gives no rows; check its conditions: {self.query}")
+            raise DataError(f"the query gives no rows; check its conditions: {one_line(self.query)}")
 
     def fingerprint(self) -> str:
         """Return a hash of the query and of the SQLite file, or of all rows where there is no file."""
@@ -89,25 +93,15 @@ class Sql(Source):
         with self._result() as (names, rows):
             schema: dict[str, pl.DataType] | None = None
             seen = 0
-            while batch := list(rows.fetchmany(_LOOKED_AT if schema is None else _FETCHED)):
-                while (
-                    schema is None
-                    and len(batch) < _LOOKED_AT
-                    and (more := rows.fetchmany(_LOOKED_AT - len(batch)))
-                ):
-                    batch += more
-                columns = [
-                    [float(v) if isinstance(v, Decimal) else v for v in values]
-                    for values in zip(*batch, strict=True)
-                ]
-                schema = schema or {
-                    name: _dtype(name, values) for name, values in zip(names, columns, strict=True)
-                }
+            while batch := rows.fetchmany(_FETCHED):
+                columns = dict(
+                    zip(
+                        names, (list(map(_plain, values)) for values in zip(*batch, strict=True)), strict=True
+                    )
+                )
+                schema = schema or {name: _dtype(name, values) for name, values in columns.items()}
                 yield pl.DataFrame(
-                    [
-                        _series(name, values, schema[name], seen)
-                        for name, values in zip(names, columns, strict=True)
-                    ]
+                    [_series(name, values, schema[name], seen) for name, values in columns.items()]
                 )
                 seen += len(batch)
 
@@ -137,14 +131,13 @@ class Sql(Source):
     def _sqlite(self) -> Iterator[tuple[list[str], _Rows]]:
         path = self._sqlite_path()
         try:
-            with closing(
-                sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, check_same_thread=False)
-            ) as database:
+            address = f"file:{quote(path)}?mode=ro"
+            with closing(sqlite3.connect(address, uri=True, check_same_thread=False)) as database:
                 cursor = database.execute(self.query)
                 yield [name for name, *_ in cursor.description], cursor
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise DataError(
-                f"SQLite refuses the query ({error}); correct it: {self.query}", at=path
+                f"SQLite refuses the query ({one_line(str(error))}); correct it: {one_line(self.query)}", at=path
             ) from error
 
     @contextmanager
@@ -169,15 +162,14 @@ class Sql(Source):
             with engine.connect() as plain:
                 database = plain.execution_options(stream_results=True, postgresql_readonly=True)
                 if engine.dialect.name == "sqlite":
-                    database.exec_driver_sql(
-                        "pragma query_only = on"
-                    )  # its driver commits some writes by itself
+                    # Its driver commits 'with ... delete' by itself.
+                    database.exec_driver_sql("pragma query_only = on")
                 result = database.execute(sqlalchemy.text(self.query))
                 yield list(result.keys()), result
                 result.close()  # and the transaction, never committed, is rolled back
         except sqlalchemy.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise DataError(f"'{shown}' refuses the query ({reason}); correct it: {self.query}") from error
+            reason = one_line(str(getattr(error, "orig", None) or error))
+            raise DataError(f"'{shown}' refuses the query ({reason}); correct it: {one_line(self.query)}") from error
         finally:
             engine.dispose()
 
@@ -191,6 +183,13 @@ class Sql(Source):
             return os.environ[match[1]]
 
         return re.sub(r"\$\{(\w+)\}", value, self.connection)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a type that polars has: decimals as floats, what is left (UUID, JSON) as text."""
+    if isinstance(value, _PLAIN):
+        return value
+    return float(value) if isinstance(value, Decimal) else str(value)
 
 
 def _dtype(name: str, values: list[Any]) -> pl.DataType:
@@ -214,5 +213,5 @@ def _series(name: str, values: list[Any], dtype: pl.DataType, seen: int) -> pl.S
         raise DataError(
             f"column '{name}' of the query is {dtype} in its first rows, but not in rows {seen + 1} to "
             f"{seen + len(values)} "
-            f"({str(error).splitlines()[0]}); cast it to one type in the query"
+            f"({one_line(str(error))}); cast it to one type in the query"
         ) from error

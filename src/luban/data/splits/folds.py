@@ -14,6 +14,8 @@ from luban.data.splits._base import Hashes, Rings, Share, Tally, column, mix
 from luban.errors import DataError
 from luban.registry import register
 
+__all__ = ["Folds"]
+
 
 @register("splits")
 class Folds(Split):

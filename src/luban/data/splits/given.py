@@ -13,6 +13,8 @@ from luban.data.splits._base import Hashes, column
 from luban.errors import DataError, did_you_mean
 from luban.registry import register
 
+__all__ = ["Given"]
+
 _CODES = {"train": TRAIN, "validation": VALIDATION, "test": TEST, "none": 255}
 _WORDS = {
     **_CODES, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "dev": VALIDATION, "testing": TEST,

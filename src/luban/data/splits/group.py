@@ -11,6 +11,8 @@ from pydantic import Field
 from luban.data.splits._base import Hashes, SharedSplit, column, hash_values, mix
 from luban.registry import register
 
+__all__ = ["Group"]
+
 
 @register("splits")
 class Group(SharedSplit):

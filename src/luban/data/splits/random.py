@@ -5,6 +5,8 @@ from __future__ import annotations
 from luban.data.splits._base import SharedSplit
 from luban.registry import register
 
+__all__ = ["Random"]
+
 
 @register("splits")
 class Random(SharedSplit):

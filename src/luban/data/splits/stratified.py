@@ -7,6 +7,8 @@ import polars as pl
 from luban.data.splits._base import SharedSplit, column
 from luban.registry import register
 
+__all__ = ["Stratified"]
+
 
 @register("splits")
 class Stratified(SharedSplit):

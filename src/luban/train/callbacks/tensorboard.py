@@ -32,7 +32,7 @@ class TensorBoard(Callback):
             )
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(self.folder or str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(self.folder or str(folder / "tensorboard"))
 
     def on_step(self, progress: Progress, figures: dict[str, float]) -> None:
         for name, value in figures.items():
