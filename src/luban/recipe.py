@@ -766,13 +766,30 @@ def schema() -> dict[str, Any]:
     definitions = root.setdefault("$defs", {})
     for section in registry.SECTIONS:
         for name in registry.names(section):
-            cls = registry.lookup(section, name)
-            own = cls.model_json_schema()
+            own = registry.lookup(section, name).model_json_schema()
             definitions.update(own.pop("$defs", {}))
-            own.setdefault("properties", {})
-            own["properties"] = {
-                "type": {"const": name, "description": f"{section}/{name}"},
-                **own["properties"],
-            }
+            own["properties"] = {"type": {"const": name}, **own.get("properties", {})}
             definitions[f"{section}.{name}"] = own
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Luban recipe", **root}
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "title": "Luban recipe"}
+    filled: dict[str, Any] = _with_choices(whole)
+    return filled
+
+
+def _with_choices(node: Any) -> Any:
+    """Replace the mark of each section by the components that may stand there."""
+    if isinstance(node, list):
+        return [_with_choices(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if "luban_section" not in node:
+        return {key: _with_choices(part) for key, part in node.items()}
+    section = node["luban_section"]
+    choices: list[Any] = []
+    for name in registry.names(section):
+        reference = {"$ref": f"#/$defs/{section}.{name}"}
+        choices.append(reference if name == node["default"] else {**reference, "required": ["type"]})
+    if node["short"]:
+        choices += [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+    else:
+        choices.append({"enum": registry.names(section)})
+    return {"anyOf": choices, **{key: node[key] for key in ("description", "title") if key in node}}

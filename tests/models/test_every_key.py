@@ -16,7 +16,7 @@ from luban.recipe import Section
 from luban.registry import lookup, names
 
 SHARED: dict[str, Any] = {
-    "size": "small",
+    "size": ({"hidden": None, "dropout": None}, "large"),
     "hidden": [5],
     "activation": "tanh",
     "dropout": 0.6,
@@ -26,23 +26,23 @@ SHARED: dict[str, Any] = {
     "embeddings": 3,
     "encoders": {"评论 文本": "fasttext"},
 }
-"""Key → a value that is no default; a pair of them where a key acts only beside another."""
+"""Key → a value that is no default; or what else must be set (None: left out) for the key to act, and the value."""
 KEYS: dict[str, dict[str, Any]] = {
     "mlp": {"norm": "layer", "residual": ({"hidden": [6, 6]}, True)},
     "cnn": {
-        "channels": [3, 4], "kernel": 2, "stride": 2, "padding": "same", "pool": 3, "pool_kind": "average",
-        "reduce": "max", "norm": "group",
+        "channels": [3, 4], "kernel": 2, "stride": ({"padding": "same"}, 2), "padding": "same", "pool": ({"padding": "same"}, 3), "pool_kind": "average",
+        "reduce": ({"padding": "same"}, "max"), "norm": "group",
     },
     "resnet": {"width": 4, "blocks": [2], "norm": "group", "stem": "quarter"},
     "rnn": {
         "cell": "gru", "nonlinearity": ({"cell": "rnn"}, "relu"), "hidden_size": 5, "layers": 2, "bidirectional": True,
         "recurrent_dropout": ({"layers": 2}, 0.5), "pool": "max", "embedding": 6,
     },
-    "textcnn": {"embedding": 6, "filters": 7, "widths": [1], "embedding_dropout": 0.9},
-    "fasttext": {"embedding": 6, "ngrams": 2, "buckets": 11},
+    "textcnn": {"encoders": {"照片": "mlp"}, "embedding": 6, "filters": 7, "widths": [1], "embedding_dropout": 0.9},
+    "fasttext": {"encoders": {"照片": "mlp"}, "embedding": 6, "ngrams": 2, "buckets": 11},
     "transformer": {
         "layers": 1, "hidden_size": 32, "heads": 4, "intermediate": 9, "positions": "sinusoidal",
-        "max_positions": ({"positions": "learned"}, 20), "norm": "post", "layer_dropout": 0.7, "attention_dropout": 0.7,
+        "max_positions": ({"positions": "learned"}, 40), "norm": "post", "layer_dropout": 0.7, "attention_dropout": 0.7,
         "pool": "max", "patch": 6,
     },
 }  # fmt: skip
@@ -74,7 +74,7 @@ def test_key_does_something(name: str, key: str, value: Any) -> None:
     base: dict[str, Any] = {"type": name, "numbers": "plain", "hidden": [6], "dropout": 0.0}
     if isinstance(value, tuple):
         more, value = value
-        base |= more
+        base = {key: value for key, value in (base | more).items() if value is not None}
     before, after = look(base, spec, batch), look(base | {key: value}, spec, batch)
     same = len(before) == len(after) and all(map(torch.equal, before, after))
     assert not same, f"key '{key}' of '{name}' does nothing"

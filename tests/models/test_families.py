@@ -421,7 +421,7 @@ def test_a_column_may_have_a_family_of_its_own() -> None:
         ),
         (
             {"type": "textcnn"},
-            r"'textcnn' is made for texts, and the inputs are '照片' \(image\); for images take type 'cnn'",
+            r"'textcnn' is made for texts, and the inputs left to it are '照片' \(image\); for images take type 'cnn'",
         ),
     ],
 )

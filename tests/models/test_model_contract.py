@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -24,6 +25,18 @@ CASES = {
 """Inputs of every kind; each with two targets of different kinds."""
 
 
+READS: dict[str, set[str]] = defaultdict(lambda: set(CASES))
+READS |= {
+    "cnn": {"image", "all"},
+    "resnet": {"image", "all"},
+    "textcnn": {"text", "all", "two texts"},
+    "fasttext": {"text", "all", "two texts"},
+    "rnn": {"text", "image", "all", "two texts"},
+    "transformer": {"text", "image", "all", "two texts"},
+}
+"""What each family reads; a family that is not listed reads everything."""
+
+
 def _options(**options: Any) -> dict[str, Any]:
     return {"size": "tiny", **options}
 
@@ -34,10 +47,9 @@ def test_contract(name: str, inputs: str) -> None:
     torch.manual_seed(0)
     spec, batch = CASES[inputs]()
     model = PARSE(_options(type=name))
-    try:
-        model.build(spec)
-    except RecipeError as error:
-        assert "take type" in str(error)  # names the family to take instead
+    if inputs not in READS[name]:
+        with pytest.raises(RecipeError, match="take type"):  # names the family to take instead
+            model.build(spec)
         return
     check_model(model, spec, batch)
 

@@ -206,8 +206,10 @@ class Family(Model):
                 key += "+"
             result[key] = encoder
         if not claimed:
+            left = {name: field for name, field in inputs.items() if field.column not in self.encoders}
             raise RecipeError(
-                f"model type '{self.type}' is made for {self.made_for}, and the inputs are {_describe(inputs)}; {_advice(inputs)}"
+                f"model type '{self.type}' is made for {self.made_for}, and the inputs left to it are "
+                f"{_describe(left)}; {_advice(left)}"
             )
         if numbers:
             periodic = [n for n, f in numbers.items() if f.kind == "number" and not n.endswith(".missing")]
@@ -238,7 +240,7 @@ class Family(Model):
 def _describe(inputs: dict[str, Field]) -> str:
     kinds = {field.column: field.kind for field in inputs.values()}
     shown = [f"'{column}' ({kind})" for column, kind in list(kinds.items())[:5]]
-    return ", ".join(shown) + (f" and {len(kinds) - 5} more" if len(kinds) > 5 else "")
+    return (", ".join(shown) or "none") + (f" and {len(kinds) - 5} more" if len(kinds) > 5 else "")
 
 
 def _advice(inputs: dict[str, Field]) -> str:

@@ -73,7 +73,7 @@ class RNN(Family):
         if is_sequence(field):
             return _Tokens(self, name, field.size or 0)
         if is_image(field):
-            height, width, channels = field.shape or ()
+            _, width, channels = field.shape or ()
             return _Steps(self, name, width * channels, image=True)
         if field.shape is not None and len(field.shape) == 2 and field.size is None:
             return _Steps(self, name, field.shape[1], image=False)

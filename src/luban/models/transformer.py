@@ -6,7 +6,6 @@ import math
 from typing import ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 

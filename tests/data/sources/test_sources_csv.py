@@ -59,20 +59,21 @@ def read(source: Any, chunk_rows: int = 5) -> list[list[str | None]]:
     table=tables(),
     size=st.sampled_from([1, 5, 40, 4 << 20]),
     ends=st.sampled_from(["\n", "\r\n"]),
-    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
     tab=st.booleans(),
 )
 def test_what_csv_writes_is_read_back(
     table: list[list[str]],
     size: int,
     ends: str,
-    quoting: Any,
     tab: bool,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_text, "BLOCK", size)
     name = "a.tsv" if tab else "a.csv"
+    quoting = (
+        csv.QUOTE_MINIMAL if ends == "\r\n" else csv.QUOTE_ALL
+    )  # with "\n", minimal forgets to quote "\r"
     with open(name, "w", encoding="utf-8", newline="") as handle:
         csv.writer(handle, lineterminator=ends, quoting=quoting, delimiter="\t" if tab else ",").writerows(
             table

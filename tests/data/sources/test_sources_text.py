@@ -62,7 +62,7 @@ def test_utf16_big_endian(here: Path, block: int) -> None:
     [
         ("评论 标签", "gbk", "gb18030"),
         ("姓名,城市", "gbk", "gb18030"),
-        ("評論 標籤", "big5", "big5hkscs"),
+        ("評論,標籤,內容", "big5", "big5hkscs"),
         ("姓名,城市,電話", "big5", "big5hkscs"),
         ("café", "latin-1", "latin-1"),
         ("Ångström", "latin-1", "latin-1"),
