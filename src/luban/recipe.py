@@ -13,6 +13,7 @@ Three ideas carry the file:
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,9 @@ __all__ = [
     "read_yaml",
     "schema",
 ]
+
+Where = tuple[str | int, ...]
+"""The keys that lead to a place in a recipe."""
 
 # --- the building blocks ----------------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class Section:
             raise PydanticCustomError(
                 "section",
                 "received {value}, but a mapping with 'type' belongs here; types are {types}",
-                {"value": repr(value), "types": ", ".join(registry.names(self.name))},
+                {"value": _received(value), "types": ", ".join(registry.names(self.name))},
             )
         options = dict(value)
         name = options.pop("type", self.default)
@@ -268,9 +272,9 @@ class Train(Config):
     """Tokens in a batch at the most, instead of `batch_size`: short texts make batches of more rows."""
     accumulate: Annotated[int, Field(gt=0)] = 1
     """Batches in one update; the result equals one batch of that many rows."""
-    optimizer: Annotated[Component, Section("optimizers")] | None = None
+    optimizer: Annotated[Component, Section("optimizers", default="adamw")] | None = None
     """How a gradient becomes an update; adamw by default."""
-    schedule: Annotated[Component, Section("schedules")] | None = None
+    schedule: Annotated[Component, Section("schedules", default="constant")] | None = None
     """How the learning rate moves; constant by default."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Gradients of a larger norm are scaled down to this norm."""
@@ -288,7 +292,7 @@ class Train(Config):
     """Seconds between two checkpoints; one is also written at the end and on Ctrl-C."""
     checkpoint_steps: Annotated[int, Field(gt=0)] | None = None
     """Updates between two checkpoints, instead of seconds."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of the rows, dropout and augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the work is done; auto takes a CUDA device if there is one."""
@@ -322,19 +326,25 @@ class Recipe(Config):
     def _compositions(self) -> Self:
         overlap = sorted(set(self.data.inputs) & set(self.data.targets))
         if overlap:
-            raise ValueError(
-                f"column '{overlap[0]}' is both an input and a target: the model would read the answer; remove it from one"
+            raise _composition(
+                f"column '{overlap[0]}' is both an input and a target: the model would read the answer; remove it from one",
+                ("data", "inputs", overlap[0]),
             )
-        if self.train.epochs is not None and self.train.steps is not None:
-            raise ValueError("train.epochs and train.steps are both given; keep one")
-        if self.train.batch_size is not None and self.train.batch_tokens is not None:
-            raise ValueError("train.batch_size and train.batch_tokens are both given; keep one")
+        for one, other in (("epochs", "steps"), ("batch_size", "batch_tokens")):
+            if getattr(self.train, one) is not None and getattr(self.train, other) is not None:
+                raise _composition(
+                    f"train.{one} and train.{other} are both given; keep one", ("train", other)
+                )
         return self
+
+
+def _composition(message: str, where: Where) -> PydanticCustomError:
+    """An error about several keys, which stands at one of them."""
+    return PydanticCustomError("composition", "{message}", {"message": message, "where": where})
 
 
 # --- reading ----------------------------------------------------------------------------------------------
 
-Where = tuple[str | int, ...]
 _MAX_NODES = 100_000  # far above any recipe; anchors that multiply into millions of nodes stop here
 
 
@@ -388,8 +398,6 @@ def _resolvers() -> Iterator[tuple[str, str, str]]:
 
 
 def _install_resolvers() -> None:
-    import re
-
     for tag, pattern, first in _resolvers():
         _Loader.add_implicit_resolver(
             tag, re.compile(pattern), [*first.replace("\0", ""), *([""] if "\0" in first else [])]
@@ -405,10 +413,12 @@ def _scalar(node: yaml.ScalarNode, at: str) -> Any:
         match tag:
             case "str":
                 return text
-            case "null":
+            case "null" if text.lower() in ("", "~", "null"):
                 return None
-            case "bool":
+            case "bool" if text.lower() in ("true", "false"):
                 return text.lower() == "true"
+            case "null" | "bool":
+                raise ValueError
             case "int":
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             case "float":
@@ -444,6 +454,7 @@ def _construct(node: yaml.Node, where: Where, document: Document, depth: int = 0
         at = f"{document.name}:{key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode):
             raise RecipeError("a key must be a plain word, not a list or a mapping", at=at)
+        _scalar(key_node, at)  # refuses tags
         key = key_node.value
         if key in result:
             raise RecipeError(
@@ -472,11 +483,16 @@ def read_yaml(text: str, name: str = "recipe") -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "it is not YAML"
+        if problem.startswith("but ") and error.context:
+            problem = f"{error.context}, {problem}"
         raise RecipeError(
             f"not valid YAML: {problem}", at=f"{name}:{mark.line + 1}" if mark else name
         ) from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())[:200]}", at=name) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(
+            f"not valid YAML: character U+{ord(text[error.position]):04X} may not stand in it", at=f"{name}:{line}"
+        ) from None
     except RecursionError:
         raise RecipeError("the document is nested too deeply for a recipe", at=name) from None
     return document
@@ -497,7 +513,7 @@ def _override(document: Document, text: str) -> None:
     for i, key in enumerate(keys):
         last = i == len(keys) - 1
         if isinstance(here, list):
-            if not key.isdigit() or int(key) >= len(here):
+            if not key.isdecimal() or int(key) >= len(here):
                 raise RecipeError(
                     f"override '{text}': '{'.'.join(keys[:i])}' is a list of {len(here)}; received '{key}' where an index from 0 belongs"
                 )
@@ -515,15 +531,21 @@ def _override(document: Document, text: str) -> None:
             child = here.get(index) if isinstance(here, dict) else here[index]
             if child is None:
                 child = {}
-            elif isinstance(child, str):  # a short form grows into the long one
-                child = (
-                    source_from(child)
-                    if where in (["data", "train"], ["data", "validation"], ["data", "test"])
-                    else {"type": child}
-                )
+            elif isinstance(child, str | list):
+                child = _grown(child, where, keys[i + 1], text)
             here[index] = child
             here = child
     document.overrides[tuple(where)] = text
+
+
+def _grown(short: Any, where: list[str | int], key: str, text: str) -> Any:
+    """Return the long form of a short one that gets a `key` of its own; a list that `key` points into stays."""
+    if where not in (["data", "train"], ["data", "validation"], ["data", "test"]):
+        return {"type": short} if isinstance(short, str) else short
+    try:
+        return short if isinstance(short, list) and key.isdecimal() else source_from(short)
+    except RecipeError as error:
+        raise RecipeError(f"override '{text}': {error}") from None
 
 
 def load(
@@ -609,9 +631,9 @@ def _import_modules(document: Document, folder: Path) -> None:
             importlib.import_module(name)
         except RecipeError as error:
             raise RecipeError(str(error), at=document.at(("imports", i))) from None
-        except Exception as error:  # the user's own module: whatever it raises is news for the user
+        except (Exception, SystemExit) as error:  # the user's own module: whatever it raises is news for the user
             raise RecipeError(
-                f"imports: module '{name}' cannot be imported ({type(error).__name__}: {error}); it must lie beside the recipe or be installed",
+                f"imports: module '{name}' cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); it must lie beside the recipe or be installed",
                 at=document.at(("imports", i)),
             ) from None
         finally:
@@ -623,10 +645,14 @@ def anchor(path: str, folder: Path) -> str:
     """Return a local path as an absolute one, relative to `folder`; URLs and data set names stay."""
     if "://" in path or path.startswith("dataset:") or not path:
         return path
-    return str(folder / Path(path).expanduser())
+    try:
+        return str(folder / Path(path).expanduser())
+    except RuntimeError:  # ~somebody who is no user of this machine
+        return str(folder / path)
 
 
 _PATH_KEYS = ("path", "table", "root", "from", "tokenizer")
+_SQLITE = "sqlite:///"
 
 
 def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
@@ -650,6 +676,9 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
                         value[key] = anchor(value[key], folder)
                     elif isinstance(value.get(key), list):
                         value[key] = [anchor(v, folder) if isinstance(v, str) else v for v in value[key]]
+                database = value.get("connection")
+                if isinstance(database, str) and database.startswith(_SQLITE):
+                    value["connection"] = _SQLITE + anchor(database.removeprefix(_SQLITE), folder)
 
 
 # --- explaining -------------------------------------------------------------------------------------------
@@ -666,9 +695,12 @@ def _fields_at(where: Where, document: Document) -> tuple[str, list[str]]:
             value = value[key]
         else:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(key, str) and annotation is None and key in cls.model_fields:
+        if annotation is None and isinstance(key, str) and key in cls.model_fields:
             info = cls.model_fields[key]
             annotation = (info.annotation, *info.metadata)
+            model = info.annotation
+        else:  # an entry of a mapping or of a list
+            model = next(reversed(get_args(annotation[0] if isinstance(annotation, tuple) else annotation)), None)
         found = _section_in(annotation)
         if (
             found is not None
@@ -677,17 +709,10 @@ def _fields_at(where: Where, document: Document) -> tuple[str, list[str]]:
         ):
             name = value.get("type", found.default)
             if name in registry.names(found.name):
-                cls, label, annotation = (
-                    registry.lookup(found.name, name),
-                    f"{found.name} type '{name}'",
-                    None,
-                )
-        elif (
-            isinstance(annotation, tuple)
-            and isinstance(annotation[0], type)
-            and issubclass(annotation[0], BaseModel)
-        ):
-            cls, label, annotation = annotation[0], f"'{key}'", None
+                cls, annotation = registry.lookup(found.name, name), None
+                label = f"{found.name} type '{name}'"
+        elif isinstance(model, type) and issubclass(model, BaseModel) and model is not Component:
+            cls, label, annotation = model, f"'{key}'", None
     return label, [*cls.model_fields]
 
 
@@ -704,19 +729,62 @@ def _section_in(annotation: Any) -> Section | None:
     return None
 
 
+def _keys_of(problem: Any, data: Any) -> tuple[Where, Where]:
+    """Return the user's keys that lead to a problem, and how far alternatives (of a union) share them.
+
+    pydantic puts names of its own between the keys where a value may be of several kinds.
+    """
+    where: list[str | int] = []
+    shared: Where | None = None
+    value, loc = data, problem["loc"]
+    for i, part in enumerate(loc):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif not (problem["type"] == "missing" and i == len(loc) - 1):
+            shared = tuple(where) if shared is None else shared
+            continue
+        where.append(part)
+    return tuple(where), tuple(where) if shared is None else shared
+
+
+_OWN = ("section", "luban", "composition", "value_error")
+_PLAIN = {
+    r"a valid dictionary( or instance of \w+)?": "a mapping",
+    r"a valid (list|string)": r"a \1",
+    "a valid integer": "an integer",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    " after validation, not .*": "",
+}
+"""pydantic's words → a user's."""
+
+
+def _expected(problem: Any) -> str:
+    """Return what should stand there, to follow 'it should'."""
+    text = problem["msg"].partition("should ")[2] or f"be something else ({problem['msg']})"
+    for pattern, words in _PLAIN.items():
+        text = re.sub(pattern, words, text)
+    return str(text)
+
+
+def _received(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _explain(error: ValidationError, document: Document) -> RecipeError:
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    # Alternatives of a union appear in the path as validator names, which are no keys of the user's.
-    where: Where = tuple(
-        part
-        for part in first["loc"]
-        if isinstance(part, int) or not part.startswith(("function-", "list[", "nullable"))
-    )
+    found: dict[Where, list[tuple[Where, Any]]] = {}
+    for problem in error.errors(include_url=False):
+        where, shared = _keys_of(problem, document.data)
+        found.setdefault(shared, []).append((where, problem))
+    # Of alternatives that all failed, the user meant the one that went deepest.
+    alternatives = next(iter(found.values()))
+    where, first = max(alternatives, key=lambda one: (len(one[0]), one[1]["type"] in _OWN))
     dotted = ".".join(map(str, where))
-    received = repr(first.get("input"))
-    if len(received) > 80:
-        received = received[:77] + "..."
     match first["type"]:
         case "extra_forbidden":
             label, known = _fields_at(where[:-1], document)
@@ -724,14 +792,17 @@ def _explain(error: ValidationError, document: Document) -> RecipeError:
         case "missing":
             label, _ = _fields_at(where[:-1], document)
             message = f"key '{dotted}' is missing; {label} cannot do without it"
+        case "composition":
+            message, where = first["msg"], first["ctx"]["where"]
         case "section" | "luban" | "value_error":
             text = first["msg"].removeprefix("Value error, ")
             message = f"{dotted}: {text}" if dotted else text
         case _:
-            expected = first["msg"].removeprefix("Input should be ").replace("Input should ", "")
-            message = f"{dotted}: received {received}, but it should be {expected}"
-    if len(problems) > 1:
-        message += f" (and {len(problems) - 1} more)"
+            expected = dict.fromkeys(_expected(one) for at, one in alternatives if at == where)
+            wanted = " or ".join(expected).replace(" or be ", " or ")
+            message = f"{dotted}: received {_received(first.get('input'))}, but it should {wanted}"
+    if len(found) > 1:
+        message += f" (and {len(found) - 1} more)"
     return RecipeError(message, at=document.at(where))
 
 
@@ -753,7 +824,10 @@ def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    text = repr(value)  # with a point: YAML 1.1 takes 1e-05 for a string, and the emitter would write a tag
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e", 1)
+    )
 
 
 _Dumper.add_representer(str, _represent_str)

@@ -52,8 +52,8 @@ def check_model(model: Model, spec: Spec, batch: Batch, *, tolerance: float = 1e
         outputs = module.eval()(batch)
         _check_outputs(outputs, spec, rows_in(batch))
         _check_rows(module, spec, batch, outputs, tolerance)
-        gradients = [_gradients(each, spec, batch) for each in (module, twin)]
-        _check_equal(*gradients, "two training steps of the same seed have different gradients")
+        first, second = (_gradients(each, spec, batch) for each in (module, twin))
+        _check_equal(first, second, "two training steps of the same seed have different gradients")
         _check_equal(
             module.state_dict(),
             twin.state_dict(),
@@ -151,7 +151,7 @@ def _gradients(module: nn.Module, spec: Spec, batch: Batch) -> dict[str, Tensor]
     # Random directions, so that no gradient is zero by symmetry.
     loss = sum((value * torch.randn_like(value)).sum() for value in _targets(module(batch), spec).values())
     assert isinstance(loss, Tensor), "the specification has no target"
-    loss.backward()
+    torch.autograd.backward(loss)
     result: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

@@ -282,9 +282,11 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, rows: Ragged) -> Tensor
     ids=str,
 )
 @pytest.mark.parametrize("one_call", [False, True])
+@pytest.mark.parametrize("slack", [0, 2])
 def test_attention_equals_each_row_alone_gradients_included(
-    lengths: list[int], one_call: bool, monkeypatch: pytest.MonkeyPatch
+    lengths: list[int], one_call: bool, slack: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("luban.models._attention.SLACK", slack)  # so that short rows make several calls, too
     if one_call:  # what a GPU does
         monkeypatch.setattr("luban.models._attention._groups", lambda lengths, one: [lengths])
     torch.manual_seed(0)
@@ -369,6 +371,14 @@ def test_patches_are_squares_of_the_image() -> None:
     assert torch.equal(seen[0][1], pixels[0, 0, :14, 14:].flatten())
     with pytest.raises(RecipeError, match="patches may be 1, 2, 4, 7, 14, 28"):
         build({"type": "transformer", "patch": 5}, DIGIT | LABEL)
+
+
+def test_rows_of_like_lengths_share_a_call_and_equal_ones_need_no_mask() -> None:
+    how = plan(Ragged.from_rows([torch.zeros(n) for n in (80, 200, 0, 160, 190, 80)]))
+    assert [(group.rows, group.longest, group.mask is None) for group in how.groups] == [
+        (3, 200, False),
+        (2, 80, True),
+    ]
 
 
 # --- composition --------------------------------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ _SPLIT_WORDS = frozenset(
     ]
 )
 
+_VALIDATION = frozenset(("validation", "val", "valid", "dev", "验证"))
+
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _NO_ANSWER = [token for token in TOKENS if token not in ("None", "无")]  # as a class, these two are answers
 _FILES = (*_PICTURES, ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".mp4", ".avi", ".pdf", ".docx")
@@ -798,7 +800,7 @@ def _find_leaks(found: Inference, rows: pl.DataFrame) -> None:
 def _alone(values: pl.Series, column: Column, answers: pl.Series, target: Column) -> tuple[str, bool]:
     """Return how well one column alone gives the target, if that is too well to be true, and whether there is any doubt left.
 
-    The rule is learnt on every other row and judged on the rest, so that a name for each row is no leak.
+    The rule is learnt on a random half of the rows and judged on the other, so that a name for each row is no leak.
     """
     keep = ~is_missing(answers, _NO_ANSWER)
     values, answers = values.filter(keep), answers.filter(keep)
@@ -809,55 +811,57 @@ def _alone(values: pl.Series, column: Column, answers: pl.Series, target: Column
         or values.dtype.is_nested()
     ):
         return "", False
-    odd = np.arange(len(values)) % 2 == 1
+    asked = np.random.default_rng(0).random(len(values)) < 0.5
     if target.type == "number":
-        return _alone_number(values, column, as_numbers(answers), odd), True
+        return _alone_number(values, column, as_numbers(answers), asked), True
     words = as_words(answers).cast(pl.String)
-    asked = words.filter(pl.Series(odd))
-    base = float(asked.value_counts()["count"].max()) / len(asked)  # type: ignore[arg-type]
-    right = float((_guess(values, column, words, odd) == asked.to_numpy()).mean())
+    answered = words.filter(pl.Series(asked))
+    base = float(answered.value_counts()["count"].max()) / len(answered)  # type: ignore[arg-type]
+    right = float((_guess(values, column, words, asked) == answered.to_numpy()).mean())
     suspect = right >= (0.99 if len(values) < 200 else 0.95) and 1 - right <= 0.1 * (1 - base)
     return f"in {percent(right)} of rows" if suspect else "", right >= 0.99
 
 
-def _alone_number(values: pl.Series, column: Column, answers: pl.Series, odd: Array) -> str:
+def _alone_number(values: pl.Series, column: Column, answers: pl.Series, asked: Array) -> str:
     known = answers.is_not_null()
-    values, y, odd = values.filter(known), answers.drop_nulls().to_numpy(), odd[known.to_numpy()]
+    values, y, asked = values.filter(known), answers.drop_nulls().to_numpy(), asked[known.to_numpy()]
     if column.type == "number":
         both = pl.DataFrame({"x": as_numbers(values), "y": y}).drop_nulls()
         if len(both) < 50 or both["x"].n_unique() < 3 or both["y"].n_unique() < 3:
             return ""
         best = max(abs(both.select(pl.corr("x", "y", method=m)).item()) for m in ("pearson", "spearman"))
         return f"with a correlation of {best:.4f}" if best > 0.999 else ""
-    means = pl.DataFrame({"x": as_words(values.filter(pl.Series(~odd))), "y": y[~odd]}).group_by("x").mean()
-    asked = pl.DataFrame({"x": as_words(values.filter(pl.Series(odd)))})
-    guess = asked.join(means, "x", how="left", nulls_equal=True, maintain_order="left")["y"].fill_null(
+    means = (
+        pl.DataFrame({"x": as_words(values.filter(pl.Series(~asked))), "y": y[~asked]}).group_by("x").mean()
+    )
+    those = pl.DataFrame({"x": as_words(values.filter(pl.Series(asked)))})
+    guess = those.join(means, "x", how="left", nulls_equal=True, maintain_order="left")["y"].fill_null(
         float(y.mean())
     )
-    spread, error = float(np.var(y[odd])), float(np.mean((guess.to_numpy() - y[odd]) ** 2))
+    spread, error = float(np.var(y[asked])), float(np.mean((guess.to_numpy() - y[asked]) ** 2))
     return f"almost exactly (R² {1 - error / spread:.4f})" if spread > 0 and error < 0.001 * spread else ""
 
 
-def _guess(values: pl.Series, column: Column, words: pl.Series, odd: Array) -> Array:
-    """Guess the answers of the odd rows from one column of the even ones."""
-    learnt = words.filter(pl.Series(~odd))
+def _guess(values: pl.Series, column: Column, words: pl.Series, asked: Array) -> Array:
+    """Guess the answers of the rows `asked` from what one column says about the others."""
+    learnt = words.filter(pl.Series(~asked))
     if column.type == "number":
         from sklearn.tree import DecisionTreeClassifier
 
         x = as_numbers(values).fill_null(-1e30).cast(pl.Float32).clip(-1e30, 1e30).to_numpy()[:, None]
         tree = DecisionTreeClassifier(max_leaf_nodes=64, min_samples_leaf=2, random_state=0)
-        return cast(Array, tree.fit(x[~odd], learnt.to_numpy()).predict(x[odd]))
+        return cast(Array, tree.fit(x[~asked], learnt.to_numpy()).predict(x[asked]))
     cells = values.cast(pl.String) if column.type == "date" else as_words(values)
-    pairs = pl.DataFrame({"x": cells.filter(pl.Series(~odd)), "y": learnt})
+    pairs = pl.DataFrame({"x": cells.filter(pl.Series(~asked)), "y": learnt})
     best = (
         pairs.group_by("x", "y")
         .len()
         .sort("len", "y", descending=[True, False])
         .unique("x", keep="first", maintain_order=True)
     )
-    asked = pl.DataFrame({"x": cells.filter(pl.Series(odd))})
+    those = pl.DataFrame({"x": cells.filter(pl.Series(asked))})
     return (
-        asked.join(best, "x", how="left", nulls_equal=True, maintain_order="left")["y"]
+        those.join(best, "x", how="left", nulls_equal=True, maintain_order="left")["y"]
         .fill_null("\0")
         .to_numpy()
     )
@@ -866,6 +870,10 @@ def _guess(values: pl.Series, column: Column, words: pl.Series, odd: Array) -> A
 def _targets(found: Inference, sample: Sample) -> None:
     """Few rows, rare classes, uneven classes."""
     n = sample.read
+    if found.split and not {*sample.rows[found.split["by"]].str.strip_chars().str.to_lowercase()} & _VALIDATION:
+        found.note(
+            f"Column '{found.split['by']}' sets no rows apart for validation, so nothing tells when to stop; mark some, or split anew."
+        )
     if n < 200:
         found.warn(
             f"There are only {n} rows; a few hundred is the least that a figure on test rows can be trusted with."

@@ -172,7 +172,7 @@ class Pipeline:
         if targets:
             for column, processor in self.targets.items():
                 known = processor.known(rows[column]).to_numpy()
-                missing = rows[column].is_null().to_numpy()
+                missing = rows[column].is_null().to_numpy() & ~known
                 self.counts[f"{column}: target missing"] += int((missing & kept).sum())
                 self.counts[f"{column}: target unreadable or of an unknown class"] += int(
                     (~known & ~missing & kept).sum()

@@ -160,7 +160,7 @@ class Store:
         if self._dtype.names:
             records = self._records[rows]
             for name in self._dtype.names:
-                encoded[name] = np.ascontiguousarray(records[name])
+                encoded[name] = records[name].copy(order="C")
         for name, flat in self._flat.items():
             encoded[name] = _gather(flat, rows)
         self._give_back(len(rows) * (1 + 2 * len(self._flat)))

@@ -28,6 +28,7 @@ __all__ = [
     "Numbers",
     "OneHot",
     "default_encoder",
+    "embedding",
     "is_category",
     "is_image",
     "is_number",
@@ -141,8 +142,7 @@ class Embedded(Encoder):
     def __init__(self, name: str, size: int, width: int) -> None:
         super().__init__()
         self.name, self.width = name, width
-        self.embedding = nn.Embedding(size, width)
-        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(width))
+        self.embedding = embedding(size, width)
 
     def forward(self, batch: Batch) -> Features:
         """Return (B, width)."""
@@ -190,6 +190,13 @@ class Image(Encoder):
     def forward(self, batch: Batch) -> Features:
         """Return (B, width)."""
         return self.module(channels_last(read(batch, self.name))), None
+
+
+def embedding(size: int, width: int) -> nn.Embedding:
+    """Return learned vectors of about unit length; those of PyTorch are √width times as long, which slows learning."""
+    vectors = nn.Embedding(size, width)
+    nn.init.normal_(vectors.weight, std=1 / math.sqrt(width))
+    return vectors
 
 
 def default_encoder(name: str, field: Field, embeddings: int | None = None, flat: bool = False) -> Encoder:

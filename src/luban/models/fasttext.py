@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -65,7 +64,8 @@ class _NGrams(Encoder):
         self.embedding = nn.EmbeddingBag(
             rows, self.width, mode="mean", include_last_offset=True, padding_idx=rows - 1
         )
-        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(self.width))
+        # Small, so that n-grams which training never saw add little noise.
+        nn.init.uniform_(self.embedding.weight, -1 / self.width, 1 / self.width)
 
     def forward(self, batch: Batch) -> Features:
         """Return (B, width)."""

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from luban.data.batch import Batch
 from luban.data.contracts import Field
 from luban.data.ragged import Ragged
-from luban.models._encoders import Encoder, Features, is_image, is_sequence, read, read_ragged
+from luban.models._encoders import Encoder, Features, embedding, is_image, is_sequence, read, read_ragged
 from luban.models._layers import Count, Dropout, Rate, pooled
 from luban.models._network import Family
 from luban.registry import register
@@ -147,7 +147,7 @@ class _Tokens(_Recurrent):
 
     def __init__(self, options: RNN, name: str, size: int) -> None:
         super().__init__(options, name, options.embedding)
-        self.embedding = nn.Embedding(size, options.embedding)
+        self.embedding = embedding(size, options.embedding)
 
     def forward(self, batch: Batch) -> Features:
         """Return (B, width) and a state a token."""

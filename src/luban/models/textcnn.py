@@ -10,7 +10,7 @@ from torch import nn
 
 from luban.data.batch import Batch
 from luban.data.contracts import Field
-from luban.models._encoders import Encoder, Features, is_sequence, read_ragged
+from luban.models._encoders import Encoder, Features, embedding, is_sequence, read_ragged
 from luban.models._layers import MONOTONE, Count, Dropout, Rate, activation_of, in_channels_last, pooled
 from luban.models._network import Family
 from luban.registry import register
@@ -69,7 +69,7 @@ class _Phrases(Encoder):
         self.widths = options.widths
         self.gap = max(options.widths) // 2
         self.width = options.filters * len(options.widths)
-        self.embedding = nn.Embedding(size, options.embedding)
+        self.embedding = embedding(size, options.embedding)
         self.dropout = Dropout(options.embedding_dropout)
         # A 2-d convolution in channels-last memory: the sequence (T, D) is its input as it lies, without a transposition.
         self.filters = nn.ModuleList(

@@ -162,10 +162,11 @@ class _Layer(nn.Module):
         """(T, D) to (T, D), in the order of the plan."""
         if self.pre:
             x = x + self.dropout(self.attention(self.norm1(x), how, turns))
-            return x + self.dropout(self.feed(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attention(x, how, turns)))
-        result: Tensor = self.norm2(x + self.dropout(self.feed(x)))
-        return result
+            x = x + self.dropout(self.feed(self.norm2(x)))
+        else:
+            x = self.norm1(x + self.dropout(self.attention(x, how, turns)))
+            x = self.norm2(x + self.dropout(self.feed(x)))
+        return x
 
     def attention(self, x: Tensor, how: Plan, turns: tuple[Tensor, Tensor] | None) -> Tensor:
         """(T, D) to (T, D)."""

@@ -183,6 +183,10 @@ class Engine:
                 if last or progress.stopped is not None:
                     break
                 self._maybe_save()
+                if self._interrupted:  # only here is the state that of a whole update
+                    self._flush()
+                    self._save()
+                    raise Interrupted
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
                 if self.evaluate_every is None:
@@ -222,10 +226,6 @@ class Engine:
         )
         if len(self._pending) >= _FLUSH_STEPS or time.perf_counter() - start > _FLUSH_SECONDS:
             self._flush()
-        if self._interrupted:
-            self._flush()
-            self._save()
-            raise Interrupted
 
     # --- looking --------------------------------------------------------------------------------------------------------
 

@@ -145,6 +145,12 @@ def test_header(here: Path) -> None:
     assert read(open_source("a.csv")) == [["1", "2", "3", "4"]]
 
 
+def test_names_that_polars_would_take_for_patterns(here: Path) -> None:
+    Path("a.csv").write_text("*,^b.*$,b\n1,2,3\n")
+    Path("b.csv").write_text("b,*,^b.*$\n6,4,5\n")
+    assert read(open_source("*.csv")) == [["1", "2", "3"], ["4", "5", "6"]]
+
+
 def test_options(here: Path) -> None:
     Path("a.csv").write_text("1;'x;y'\n2;''\n")
     assert read(

@@ -41,8 +41,10 @@ class Rule(Config):
         try:
             pl.Series([""]).str.contains(pattern or "")
         except pl.exceptions.ComputeError as error:
+            lines = str(error).splitlines()
+            reason = next((line for line in lines if line.startswith("error: ")), lines[0])
             raise ValueError(
-                f"'{pattern}' is not a regular expression: {str(error).splitlines()[-1]}"
+                f"'{pattern}' is not a regular expression: {reason.partition(': ')[2]}"
             ) from None
         return pattern
 

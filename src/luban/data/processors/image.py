@@ -175,7 +175,7 @@ def _open(cell: Any) -> Pillow.Image:
     if isinstance(cell, str) and cell.startswith("data:image/"):
         cell = base64.b64decode(cell.partition(",")[2])
     if isinstance(cell, str):
-        return Pillow.open(Path(cell))
+        cell = Path(cell).read_bytes()  # Pillow would keep the file open until it is collected
     if isinstance(cell, bytes):
         return Pillow.open(io.BytesIO(cell))
     array = np.asarray(cell)

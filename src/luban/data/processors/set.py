@@ -87,6 +87,9 @@ class Set(Processor):
             )
         }
 
+    def known(self, values: pl.Series) -> pl.Series:
+        return pl.Series(np.ones(len(values), dtype=bool))  # an empty cell is the empty set
+
     def encode(self, values: pl.Series) -> Encoded:
         number = {word: i for i, word in enumerate(self._words)}
         rows = self._split(values)

@@ -72,7 +72,7 @@ class Files(Source):
             _require_same(files[0], schemas[0], file, schema)
         names = list(schemas[0])
         frames = (
-            frame.select(names)
+            frame[names]  # not select, which takes a column named "*" for a pattern
             for file, schema in zip(files, schemas, strict=True)
             for frame in self._frames(file, schema)
         )
@@ -129,7 +129,8 @@ def checked_names(names: Sequence[str | None], at: str) -> list[str]:
     for number, name in enumerate(clean, 1):
         if (first := numbers.setdefault(name, number)) != number:
             raise DataError(
-                f"column name '{one_line(name)}' occurs twice (columns {first} and {number}); rename one", at=at
+                f"column name '{one_line(name)}' occurs twice (columns {first} and {number}); rename one",
+                at=at,
             )
     return clean
 

@@ -6,6 +6,7 @@ import lzma
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import polars as pl
 from pydantic import Field
 
 from luban.data.contracts import Array
-from luban.data.sources._files import File, one_line, reading
+from luban.data.sources._files import File, reading
 from luban.data.sources._tables import Files, Schema
 from luban.errors import DataError, did_you_mean
 from luban.registry import register
@@ -27,7 +28,8 @@ from luban.registry import register
 __all__ = ["Npz"]
 
 _SLICE = 4 << 20  # bytes of an array held at once
-_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError)
+# What zipfile lets through when a file is damaged, packed in an unknown way or behind a password.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, KeyError, RuntimeError)
 
 
 @register("sources")
@@ -118,23 +120,18 @@ def _opened(file: File, arrays: dict[str, str] | None) -> Iterator[dict[str, _Me
                 members = {column: members[name] for column, name in arrays.items()}
             _require_rows(file, members)
             yield members
-        except (
-            *_BROKEN,
-            ValueError,
-            RuntimeError,
-            KeyError,
-        ) as error:  # the last three from numpy and zipfile
-            raise DataError(
-                f"'{file.name}' is damaged or is not an npz or npy file ({one_line(str(error))}); write or fetch it again"
-            ) from error
+        except _DAMAGE as error:
+            raise EOFError(str(error)) from error
 
 
 def _member(stream: BinaryIO, size: int, name: str, file: File) -> _Member:
-    version = npy.read_magic(stream)
-    if version == (1, 0):
-        shape, by_columns, dtype = npy.read_array_header_1_0(stream)
-    else:
-        shape, by_columns, dtype = npy.read_array_header_2_0(stream)
+    try:
+        read_header = (
+            npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+        )
+        shape, by_columns, dtype = read_header(stream)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:  # numpy parses it as Python
+        raise EOFError(f"the header of array '{name}' is broken") from error
     where = f"array '{name}' of '{file.name}'"
     if dtype.hasobject:
         raise DataError(

@@ -137,7 +137,8 @@ class Sql(Source):
                 yield [name for name, *_ in cursor.description], cursor
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise DataError(
-                f"SQLite refuses the query ({one_line(str(error))}); correct it: {one_line(self.query)}", at=path
+                f"SQLite refuses the query ({one_line(str(error))}); correct it: {one_line(self.query)}",
+                at=path,
             ) from error
 
     @contextmanager
@@ -169,7 +170,9 @@ class Sql(Source):
                 result.close()  # and the transaction, never committed, is rolled back
         except sqlalchemy.exc.SQLAlchemyError as error:
             reason = one_line(str(getattr(error, "orig", None) or error))
-            raise DataError(f"'{shown}' refuses the query ({reason}); correct it: {one_line(self.query)}") from error
+            raise DataError(
+                f"'{shown}' refuses the query ({reason}); correct it: {one_line(self.query)}"
+            ) from error
         finally:
             engine.dispose()
 

@@ -1,0 +1,5 @@
+"""``python -m luban``: the command line."""
+
+from luban.cli import main
+
+main()
