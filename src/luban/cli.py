@@ -170,7 +170,7 @@ def train(
     try:
         result = verb(recipe, overrides or [], output=output, resume=not fresh, force=force, console=console)
     except KeyboardInterrupt as error:
-        from luban.train.engine import Interrupted
+        from luban.training.engine import Interrupted
 
         if isinstance(error, Interrupted):
             again = " ".join(["luban train", recipe, *(overrides or []), *(["-o", output] if output else [])])

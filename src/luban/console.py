@@ -6,8 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from luban.train.callbacks._base import Callback
-from luban.train.progress import Progress
+from luban.training.callbacks._base import Callback
+from luban.training.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole

@@ -29,9 +29,9 @@ SECTIONS: dict[str, str] = {
     "models": "luban.models",
     "adapt": "luban.adapt",
     "objectives": "luban.objectives",
-    "optimizers": "luban.train.optimizers",
-    "schedules": "luban.train.schedules",
-    "callbacks": "luban.train.callbacks",
+    "optimizers": "luban.training.optimizers",
+    "schedules": "luban.training.schedules",
+    "callbacks": "luban.training.callbacks",
 }
 """Section name → the package that holds its built-in components."""
 

@@ -18,7 +18,23 @@ from luban.errors import DataError
 
 N = 200
 rng = np.random.default_rng(0)
-WORDS = ["red", "green", "blue", "round", "square", "heavy", "light", "old", "new", "cheap", "dear", "good", "bad", "slow", "quick"]
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "round",
+    "square",
+    "heavy",
+    "light",
+    "old",
+    "new",
+    "cheap",
+    "dear",
+    "good",
+    "bad",
+    "slow",
+    "quick",
+]
 
 
 def series(values: Any, name: str = "c") -> pl.Series:
@@ -241,7 +257,7 @@ def test_target_by_place() -> None:
 
 def test_target_by_the_user_and_its_misspelling() -> None:
     assert [t.name for t in found(table(label=["a", "b"] * 100), ["x", "z"]).targets] == ["x", "z"]
-    with pytest.raises(DataError, match="no column 'lable' to be the target.*did you mean 'label'"):
+    with pytest.raises(DataError, match=r"no column 'lable' to be the target.*did you mean 'label'"):
         found(table(label=["a", "b"] * 100), ["lable"])
     with pytest.raises(DataError, match="'note' cannot be a target"):
         found(table(note=sentences()), ["note"])
@@ -268,7 +284,7 @@ def test_kind_of_target(values: list[Any], name: str, kind: str) -> None:
 
 
 def test_nothing_to_predict_and_nothing_to_read() -> None:
-    with pytest.raises(DataError, match="none of the 1 columns.*can be a target"):
+    with pytest.raises(DataError, match=r"none of the 1 columns.*can be a target"):
         found({"note": sentences()})
     with pytest.raises(DataError, match="no column that a model could read"):
         found({"id": list(range(N)), "label": ["a", "b"] * 100})

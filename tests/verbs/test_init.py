@@ -123,7 +123,7 @@ def test_what_is_no_data_passes_through() -> None:
     Path("a.csv").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     with pytest.raises(DataError, match="PNG image"):
         init("a.csv")
-    with pytest.raises(DataError, match="does not exist|no file"):
+    with pytest.raises(DataError, match=r"does not exist|no file"):
         init("b.csv")
     with pytest.raises(RecipeError, match="cannot be told from its ending"):
         init("c.docx")
@@ -211,7 +211,7 @@ def test_many_numbered_columns_are_one_line() -> None:
     assert re.search(
         r"\n    pixel\*: number +# 41 columns of numbers, 'pixel0' to 'pixel40'; 1 of them", report.recipe
     )
-    assert report.recipe.count("pixel") == 3
+    assert report.recipe.count("pixel") == 4  # also in the note about the constant one
     assert list(fitted(recipes.load("data.yaml").data).inputs) == list(pixels)
 
 
@@ -287,7 +287,7 @@ ODD = [
 
 def columns_of(recipe: recipes.Recipe, text: str) -> set[str]:
     """Return the names a recipe knows: inputs, targets and those that are commented out."""
-    assert text.isprintable() or all(c.isprintable() or c == "\n" for c in text)
+    assert text.splitlines() == text.split("\n")[:-1]  # no character of a name breaks a line
     return {*recipe.data.inputs, *recipe.data.targets}
 
 
@@ -337,7 +337,8 @@ def test_any_table_gives_a_recipe_that_loads(data: st.DataObject) -> None:
     try:
         report = init("t.parquet", force=True)
     except DataError as error:
-        assert re.search("can be a target|could read", str(error))
+        if re.search(r"can be a target|could read", str(error)) is None:
+            raise
         return
     recipe = recipes.load("t.yaml")
     assert set(recipe.data.inputs) == {c.name for c in report.columns if c.role == "input"}

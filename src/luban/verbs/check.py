@@ -16,8 +16,8 @@ from luban.data.batch import Batch, rows_in
 from luban.data.ragged import Ragged
 from luban.errors import DivergenceError, MachineError
 from luban.recipe import Recipe
-from luban.train import machine
-from luban.train.plan import Plan, make_plan
+from luban.training import machine
+from luban.training.plan import Plan, make_plan
 
 __all__ = ["check", "find_learning_rate"]
 

@@ -14,7 +14,7 @@ import polars as pl
 from luban.artefact import Artefact
 from luban.data.contracts import Array
 from luban.errors import ArtefactError, DataError
-from luban.evaluate.metrics import Task, compare_paired
+from luban.evaluation.metrics import Task, compare_paired
 from luban.predict import Predictor, of_artefact
 from luban.verbs.rows import chunks_of
 

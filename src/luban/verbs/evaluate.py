@@ -13,7 +13,7 @@ from luban.console import Console
 from luban.data.pipeline import is_fitted_step
 from luban.data.prepare import SPLITS, split_rows
 from luban.errors import DataError, LubanError
-from luban.evaluate.run import evaluate as score
+from luban.evaluation.run import evaluate as score
 from luban.predict import of_artefact
 from luban.verbs.rows import chunks_of, is_literal, open_data
 

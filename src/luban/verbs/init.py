@@ -7,6 +7,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ import yaml
 from luban import files, registry
 from luban.data.contracts import Source
 from luban.data.inference import Column, Inference, Problem, Sample, infer, look
-from luban.errors import RecipeError
+from luban.errors import DataError, RecipeError
 from luban.recipe import read_yaml, source_from
 
 __all__ = ["InitReport", "init"]
@@ -125,11 +126,13 @@ def _source(data: str) -> Source:
     cls = registry.lookup("sources", options.pop("type"))
     source: Source = cls(**options)
     if source.type == "csv":
-        names = source.columns()
-        if len(names) == 1:
-            separator = max(";\t|", key=names[0].count)
-            if separator in names[0]:
-                source = cls(**options, separator=separator)
+        header = ",".join(source.columns())
+        for separator in ";\t|":
+            if separator in header and header.count(separator) >= header.count(","):
+                other: Source = cls(**options, separator=separator)
+                with suppress(DataError):
+                    next(other.scan())
+                    return other
     return source
 
 
@@ -161,7 +164,7 @@ def _scalar(text: str) -> str:
             [text], default_flow_style=True, default_style=style, allow_unicode=True, width=float("inf")
         )
         line = line.strip()[1:-1]
-        if "\n" not in line and read_yaml(f"[{line}]").data == [text]:
+        if line.isprintable() and read_yaml(f"[{line}]").data == [text]:
             break
     return line
 

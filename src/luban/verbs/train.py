@@ -24,15 +24,15 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.prepare import Prepared
 from luban.errors import ArtefactError, DataError
-from luban.evaluate.run import TrainingScorer, evaluate
+from luban.evaluation.run import TrainingScorer, evaluate
 from luban.predict import Predictor, load
 from luban.recipe import Recipe
-from luban.train import machine
-from luban.train.callbacks._base import Callback
-from luban.train.checkpoint import Checkpoints
-from luban.train.engine import Engine, Outcome
-from luban.train.log import Log
-from luban.train.plan import Plan, make_plan
+from luban.training import machine
+from luban.training.callbacks._base import Callback
+from luban.training.checkpoint import Checkpoints
+from luban.training.engine import Engine, Outcome
+from luban.training.log import Log
+from luban.training.plan import Plan, make_plan
 from luban.verbs import card
 
 __all__ = ["train"]

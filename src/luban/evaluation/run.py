@@ -1,0 +1,226 @@
+"""The verb `evaluate`: what an artefact is worth on rows whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+
+from luban.data.batch import Batch
+from luban.data.contracts import Array, Flat, Processor
+from luban.data.pipeline import WEIGHT, Pipeline
+from luban.data.processors.binary import Binary
+from luban.data.processors.set import Set
+from luban.data.ragged import Ragged
+from luban.errors import DataError, did_you_mean
+from luban.evaluation.metrics import Collector, Measured, Task
+from luban.predict import Predictor
+
+__all__ = ["Evaluation", "TrainingScorer", "collector_of", "evaluate"]
+
+_SLICES = 50  # values of a slicing column, at most; the rarer ones are put together
+_OTHERS = "(others)"
+_PART = 1024  # rows encoded at a time
+
+
+def collector_of(processor: Processor) -> Collector:
+    """Return a collector for a target."""
+    threshold = processor.threshold if isinstance(processor, Binary | Set) else 0.5
+    return Collector(cast(Task, processor.task), processor.classes() or None, threshold=threshold)
+
+
+@dataclass
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        targets: target → its metrics.
+        slices: slicing column → value → target → metrics.
+        rows: rows that were scored.
+        skipped: rows that could not be, by reason.
+    """
+
+    targets: dict[str, Measured]
+    slices: dict[str, dict[str, dict[str, Measured]]] = field(default_factory=dict)
+    rows: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Return ``target.metric`` → value, low, high."""
+        return {
+            f"{target}.{name}": asdict(metric)
+            for target, measured in self.targets.items()
+            for name, metric in measured.metrics.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "metrics": self.metrics(),
+            "rows": self.rows,
+            "skipped": self.skipped,
+            "details": {target: measured.details for target, measured in self.targets.items()},
+            "slices": {
+                by: {
+                    value: {
+                        "rows": next(iter(targets.values())).rows,
+                        "metrics": {
+                            f"{t}.{n}": asdict(m)
+                            for t, measured in targets.items()
+                            for n, m in measured.metrics.items()
+                        },
+                    }
+                    for value, targets in values.items()
+                }
+                for by, values in self.slices.items()
+            },
+        }
+
+
+def evaluate(
+    predictor: Predictor,
+    chunks: Iterable[pl.DataFrame],
+    *,
+    by: Iterable[str] = (),
+    resamples: int = 1000,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Score a stream of rows; what is kept of a row is its truth and its scores, on disk where they are many.
+
+    Args:
+        predictor: a loaded artefact.
+        chunks: rows with inputs and targets.
+        by: columns whose values each get metrics of their own.
+        resamples: bootstrap resamples behind the intervals.
+        batch_size: rows at a time.
+
+    Raises:
+        DataError: if a column is missing, or no row can be scored.
+    """
+    pipeline = predictor.pipeline
+    by = list(by)
+    collectors = {column: collector_of(p) for column, p in pipeline.targets.items()}
+    slices: dict[str, dict[str, dict[str, Collector]]] = {column: {} for column in by}
+    rows, before = 0, +pipeline.counts
+    for chunk in chunks:
+        pipeline.require(chunk.columns, targets=True)
+        for column in by:
+            if column not in chunk.columns:
+                raise DataError(
+                    f"there is no column '{column}' to slice by; columns are {', '.join(chunk.columns)}{did_you_mean(column, chunk.columns)}"
+                )
+        for start in range(0, len(chunk), _PART):
+            part = chunk.slice(start, _PART)
+            outputs, truth, weights, kept = _score(predictor, part, batch_size)
+            if not kept.any():
+                continue
+            rows += int(kept.sum())
+            values = {column: _words(part.filter(pl.Series(kept))[column], slices[column]) for column in by}
+            for column, processor in pipeline.targets.items():
+                scores = processor.scores(outputs[f"{column}.{processor.output}"])
+                collectors[column].update(truth[column], scores, weights)
+                for slicing, words in values.items():
+                    for word in np.unique(words):
+                        mine = words == word
+                        own = slices[slicing].setdefault(str(word), {})
+                        if column not in own:
+                            own[column] = collector_of(processor)
+                        own[column].update(
+                            truth[column][mine], scores[mine], None if weights is None else weights[mine]
+                        )
+    if not rows:
+        raise DataError(
+            "no row can be scored: the targets are missing or of classes that the model does not know"
+        )
+    return Evaluation(
+        {column: collector.compute(resamples=resamples) for column, collector in collectors.items()},
+        {
+            slicing: {
+                word: {c: one.compute(resamples=resamples) for c, one in own.items()}
+                for word, own in sorted(words.items())
+            }
+            for slicing, words in slices.items()
+        },
+        rows,
+        {name: n for name, n in (pipeline.counts - before).items() if n},
+    )
+
+
+def _score(
+    predictor: Predictor, part: pl.DataFrame, batch_size: int
+) -> tuple[dict[str, Array], dict[str, Array], Array | None, Array]:
+    """Return outputs, truths and weights of the rows that can be scored, and which rows those are."""
+    pipeline = predictor.pipeline
+    known = np.ones(len(part), dtype=bool)
+    for column, processor in pipeline.targets.items():
+        good = processor.known(part[column]).to_numpy()
+        pipeline.counts[f"{column}: target missing, unreadable or of an unknown class"] += int(
+            (~good & known).sum()
+        )
+        known &= good
+    scored = part.filter(pl.Series(known))
+    outputs, readable = predictor.outputs(scored, batch_size)
+    scored = scored.filter(pl.Series(readable))
+    kept = known.copy()
+    kept[known] = readable
+    truth = {}
+    for column, processor in pipeline.targets.items():
+        (encoded,) = processor.encode_target(scored[column]).values()
+        truth[column] = processor.truth(encoded)
+    weights = None
+    if pipeline.weight is not None and pipeline.weight in scored.columns:
+        weights = scored[pipeline.weight].cast(pl.Float64, strict=False).fill_null(0.0).to_numpy()
+    return outputs, truth, weights, kept
+
+
+def _words(values: pl.Series, known: dict[str, Any]) -> Array:
+    words = values.cast(pl.String, strict=False).fill_null("(missing)").to_list()
+    fresh = len([w for w in known if w != _OTHERS])
+    for i, word in enumerate(words):
+        if word not in known:
+            if fresh >= _SLICES:
+                words[i] = _OTHERS
+            else:
+                known[word], fresh = {}, fresh + 1
+    return np.asarray(words, dtype=object).astype(str)
+
+
+class TrainingScorer:
+    """Metrics of the validation rows while training: values only, no intervals.
+
+    Args:
+        pipeline: whose targets are scored.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._names = {
+            column: next(iter(p.fields(column, "target"))) for column, p in pipeline.targets.items()
+        }
+        self._collectors = {column: collector_of(p) for column, p in pipeline.targets.items()}
+
+    def update(self, outputs: dict[str, Any], batch: Batch) -> None:
+        """Take in one more batch."""
+        weights = batch.get(WEIGHT)
+        for column, processor in self._pipeline.targets.items():
+            value = batch[f"{column}.{self._names[column]}"]
+            encoded: Array | Flat
+            if isinstance(value, Ragged):
+                encoded = Flat(value.values.cpu().numpy(), value.offsets.cpu().numpy())
+            else:
+                encoded = value.cpu().numpy()
+            output = outputs[f"{column}.{processor.output}"].float().cpu().numpy()
+            own = None if weights is None else cast(Any, weights).cpu().numpy()
+            self._collectors[column].update(processor.truth(encoded), processor.scores(output), own)
+
+    def compute(self) -> dict[str, float]:
+        """Return ``target.metric`` → value; what is not defined is left out."""
+        return {
+            f"{column}.{name}": metric.value
+            for column, collector in self._collectors.items()
+            for name, metric in collector.compute(resamples=0, details=False).metrics.items()
+            if metric.value is not None
+        }

@@ -1,0 +1,284 @@
+"""From a recipe to everything that training needs, with each derived value written back into the recipe."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from luban.artefact import build_model
+from luban.data.augment._base import Augmenter
+from luban.data.contracts import Flat, Spec
+from luban.data.loader import Loader
+from luban.data.prepare import Prepared, prepare
+from luban.data.processors.text import Text
+from luban.data.store import Store
+from luban.errors import RecipeError, did_you_mean
+from luban.objectives._base import Objective, TargetFacts
+from luban.recipe import Recipe, Section
+from luban.training import machine
+from luban.training.engine import flops_of, units_in
+from luban.training.optimizers._base import Optimizer
+from luban.training.schedules._base import Schedule
+from luban.training.step import GradientStep
+
+__all__ = ["Plan", "make_plan"]
+
+_ONE_THREAD = 2e8  # operations of an update below which one CPU thread does it alone; a few milliseconds
+
+
+@dataclass
+class Plan:
+    """A run that is ready to start.
+
+    Attributes:
+        recipe: with every derived value written out.
+        derived: what was derived, one sentence each.
+        prepared: the data.
+        model: on its device, with its first weights.
+        step: makes one update.
+        loader, validation: batches.
+        schedule: of the learning rate.
+        accumulate: batches in an update, 0 for a whole epoch.
+        total_steps: updates in all.
+        metric: what 'best' means.
+        choice: device and precision.
+        flops: operations of training on one token (one row, where there are no tokens).
+    """
+
+    recipe: Recipe
+    derived: list[str]
+    prepared: Prepared
+    model: nn.Module
+    step: GradientStep
+    loader: Loader
+    validation: Loader | None
+    schedule: Schedule
+    accumulate: int
+    total_steps: int
+    metric: str
+    choice: machine.Choice
+    flops: float
+
+
+def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage, rows: None) -> Plan:
+    """Prepare the data, build the model and derive whatever the recipe leaves out.
+
+    Raises:
+        LubanError: for anything that cannot work, in one sentence.
+    """
+    derived: list[str] = []
+    recipe = recipe.model_copy(deep=True)
+    train = recipe.train
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("train.device is cuda, but torch sees no CUDA device here; use cpu or auto")
+
+    augment = [cast(Augmenter, one) for one in recipe.data.augment]
+    texts = _texts_to_augment(recipe, augment)
+    prepared = prepare(recipe.data, raw_text=texts, report=report)
+    spec = _model_spec(prepared.spec)
+
+    torch.manual_seed(train.seed)
+    model = build_model(recipe.model, recipe.adapt, spec)
+    # What a product gains is decided by the narrower side of its matrix.
+    widest = max(
+        (min(len(p), p[0].numel()) for p in model.parameters() if p.dim() >= 2 and len(p)), default=1
+    )
+    choice = machine.choose(train.device, train.precision, widest)
+    if train.precision == "auto" or train.device == "auto":
+        derived.append(f"device and precision: {choice.why}")
+    train.device, train.precision = cast(Any, choice.device.type), cast(Any, choice.precision)
+    model.to(choice.device)
+    if any(one.shape is not None and len(one.shape) == 3 for one in spec.fields.values()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    objectives = _objectives(recipe, prepared, derived)
+    if train.optimizer is None:
+        train.optimizer = Section("optimizers").parse("adamw")
+        derived.append(f"optimizer: adamw, learning rate {cast(Optimizer, train.optimizer).learning_rate:g}")
+    if train.schedule is None:
+        train.schedule = Section("schedules").parse("constant")
+    optimizer = cast(Optimizer, train.optimizer)
+    accumulate = 0 if optimizer.whole_set else train.accumulate
+    if (accumulate != 1) and not all(objective.per_example for objective in objectives):
+        raise RecipeError(
+            "an objective that compares the rows of a batch with each other cannot be accumulated: splitting a batch changes its loss; set train.accumulate to 1"
+        )
+
+    rows = prepared.rows["train"]
+    if train.batch_size is None and train.batch_tokens is None:
+        train.batch_size = next(
+            size
+            for limit, size in ((1_000, 16), (10_000, 32), (100_000, 64), (1_000_000, 256), (np.inf, 512))
+            if rows <= limit
+        )
+        derived.append(f"batch size: {train.batch_size}, for {rows:,} training rows")
+    options: dict[str, Any] = {
+        "batch_size": train.batch_size,
+        "batch_tokens": train.batch_tokens,
+        "device": choice.device,
+    }
+    loader = Loader(
+        prepared.store("train"),
+        prepared.spec,
+        seed=train.seed,
+        augment=augment,
+        texts={column: cast(Text, prepared.pipeline.inputs[column]) for column in texts},
+        **options,
+    )
+    validation = None
+    if prepared.rows["validation"]:
+        # Without gradients a batch may be larger; the figures do not depend on it.
+        wider = {**options, "batch_size": train.batch_size and max(256, train.batch_size)}
+        validation = Loader(prepared.store("validation"), prepared.spec, **wider)
+    elif train.metric not in (None, "loss") or train.keep == "best":
+        train.keep = "last"
+        derived.append("there are no validation rows, so the last weights are kept")
+    per_epoch = 1 if accumulate == 0 else -(-loader.count() // accumulate)
+    if train.epochs is None and train.steps is None:
+        train.epochs = 10
+        derived.append("epochs: 10")
+    total_steps = train.steps if train.steps is not None else per_epoch * cast(int, train.epochs)
+    metric = train.metric or "loss"
+    train.metric = metric
+    _check_metric(metric, prepared)
+
+    first = next(loader.batches(0))
+    flops = flops_of(objectives, model, first)
+    if train.threads is None:
+        # Two threads that wait for each other thousands of times a second are slower than one, above all on a busy machine.
+        small = choice.device.type == "cpu" and flops * units_in(first) < _ONE_THREAD
+        train.threads = 1 if small else machine.cores()
+        if small:
+            derived.append("threads: 1, since an update is too little work to share")
+    step = GradientStep(
+        model,
+        objectives,
+        optimizer.build(model.named_parameters()),
+        clip=train.clip,
+        ema=train.ema,
+        precision=choice.precision,
+    )
+    schedule = cast(Schedule, train.schedule).model_copy(deep=True)
+    return Plan(
+        recipe,
+        derived,
+        prepared,
+        model,
+        step,
+        loader,
+        validation,
+        schedule,
+        accumulate,
+        total_steps,
+        metric,
+        choice,
+        flops,
+    )
+
+
+def _model_spec(spec: Spec) -> Spec:
+    """The fields that a model may see: inputs and targets."""
+    return Spec({name: one for name, one in spec.fields.items() if one.role in ("input", "target")})
+
+
+def _texts_to_augment(recipe: Recipe, augment: list[Augmenter]) -> list[str]:
+    """Return the text columns whose words are changed before they are encoded."""
+    texts = [column for column, processor in recipe.data.inputs.items() if processor.type == "text"]
+    wanted: list[str] = []
+    for one in augment:
+        for column in one.columns or []:
+            if not any(fnmatch.fnmatchcase(column, name) or column == name for name in recipe.data.inputs):
+                raise RecipeError(
+                    f"augment {one.type}: '{column}' is no input; inputs are {', '.join(recipe.data.inputs)}"
+                )
+        if one.level == "text":
+            own = texts if one.columns is None else [column for column in texts if column in one.columns]
+            if not own:
+                raise RecipeError(f"augment {one.type} changes text, but no input is read as text")
+            wanted += own
+    return list(dict.fromkeys(wanted))
+
+
+def _objectives(recipe: Recipe, prepared: Prepared, derived: list[str]) -> list[Objective]:
+    facts = {}
+    for column, processor in prepared.pipeline.targets.items():
+        ((short, one),) = processor.fields(column, "target").items()
+        name = f"{column}.{short}"
+        classes = processor.classes() or None
+        facts[column] = TargetFacts(
+            name,
+            one,
+            classes,
+            _counts(prepared.store("train"), name, len(classes or [])),
+            prepared.rows["train"],
+        )
+    if recipe.objective is None:
+        chosen = [
+            Section("objectives").parse({"type": processor.objective, "target": column})
+            for column, processor in prepared.pipeline.targets.items()
+        ]
+        recipe.objective = chosen if len(chosen) > 1 else chosen[0]
+        derived.append("objective: " + ", ".join(f"{one.type} for {one.target}" for one in chosen))  # type: ignore[attr-defined]
+    chosen = recipe.objective if isinstance(recipe.objective, list) else [recipe.objective]
+    if not chosen:
+        raise RecipeError("objective: the list is empty; leave the key out to take what the targets bring")
+    objectives = [cast(Objective, one) for one in chosen]
+    for objective in objectives:
+        objective.setup(facts)
+    covered = {getattr(objective, "column", None) for objective in objectives}
+    for column in prepared.pipeline.targets:
+        if covered != {None} and column not in covered:
+            raise RecipeError(
+                f"target '{column}' has no objective, so it would not be learnt; add one, or remove the target"
+            )
+    return objectives
+
+
+def _counts(store: Store, name: str, classes: int) -> list[int] | None:
+    """Return training rows of each class, in one pass over the target alone."""
+    if not classes:
+        return None
+    counts = np.zeros(classes, dtype=np.int64)
+    for start in range(0, len(store), 2**16):
+        value = store.take(np.arange(start, min(start + 2**16, len(store))))[name]
+        numbers = value.values if isinstance(value, Flat) else value
+        counts += np.bincount(numbers.astype(np.int64), minlength=classes)
+    return [int(n) for n in counts]
+
+
+_METRICS = {
+    "binary": (
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "f1_macro",
+        "mcc",
+        "log_loss",
+        "brier",
+        "ece",
+        "roc_auc",
+        "pr_auc",
+    ),
+    "multiclass": ("accuracy", "f1_macro", "f1_micro", "mcc", "log_loss", "ece", "roc_auc", "pr_auc"),
+    "multilabel": ("subset_accuracy", "hamming", "f1_macro", "f1_micro", "log_loss", "roc_auc", "pr_auc"),
+    "regression": ("mae", "rmse", "r2", "median_ae", "pearson"),
+}
+
+
+def _check_metric(metric: str, prepared: Prepared) -> None:
+    known = ["loss"] + [
+        f"{column}.{name}"
+        for column, p in prepared.pipeline.targets.items()
+        for name in _METRICS[cast(str, p.task)]
+    ]
+    if metric not in known:
+        raise RecipeError(
+            f"train.metric: '{metric}' is unknown; metrics are {', '.join(known)}{did_you_mean(metric, known)}"
+        )

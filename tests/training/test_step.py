@@ -1,0 +1,249 @@
+"""An update equals what torch does by hand, however its rows are batched."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from luban.data.batch import Batch
+from luban.data.contracts import Field
+from luban.data.ragged import Ragged
+from luban.errors import RecipeError
+from luban.objectives._base import Objective, TargetFacts
+from luban.recipe import Section
+from luban.training.step import GradientStep
+
+CLASSES = ["a", "b", "c"]
+FACTS = {
+    "label": TargetFacts(
+        "label.index",
+        Field("label", "category", "target", "int64", size=3, output="logits", width=3),
+        CLASSES,
+        [5, 3, 2],
+        10,
+    ),
+    "yes": TargetFacts(
+        "yes.value",
+        Field("yes", "binary", "target", "float32", output="logits", width=1),
+        ["no", "yes"],
+        [6, 4],
+        10,
+    ),
+    "tags": TargetFacts(
+        "tags.ids",
+        Field("tags", "set", "target", "int64", None, size=4, output="logits", width=4),
+        list("wxyz"),
+        [1, 2, 3, 4],
+        10,
+    ),
+    "price": TargetFacts(
+        "price.value", Field("price", "number", "target", "float32", output="value", width=1), None, None, 10
+    ),
+}
+
+
+class Heads(nn.Module):
+    """One linear layer a target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(5, facts.field.width) for name, facts in FACTS.items()})
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        return {
+            f"{name}.{FACTS[name].field.output}": layer(batch["x.value"])
+            for name, layer in self.layers.items()
+        }
+
+
+def make_batch(rows: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    tags = [
+        torch.randperm(4, generator=generator)[: int(n)]
+        for n in torch.randint(5, (rows,), generator=generator)
+    ]
+    return {
+        "x.value": torch.randn(rows, 5, generator=generator),
+        "label.index": torch.randint(3, (rows,), generator=generator),
+        "yes.value": torch.randint(2, (rows,), generator=generator).float(),
+        "tags.ids": Ragged.from_rows(tags),
+        "price.value": torch.randn(rows, generator=generator),
+        "row.weight": torch.rand(rows, generator=generator) + 0.1,
+    }
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    return {
+        name: Ragged.from_rows(value.unbind()[start:stop]) if isinstance(value, Ragged) else value[start:stop]
+        for name, value in batch.items()
+    }
+
+
+def objective(**options: Any) -> Objective:
+    made = Section("objectives").parse(options)
+    assert isinstance(made, Objective)
+    made.setup(FACTS)
+    return made
+
+
+def gradients(objectives: list[Objective], batches: list[Batch]) -> tuple[list[torch.Tensor], float]:
+    torch.manual_seed(1)
+    model = Heads()
+    before = [p.detach().clone() for p in model.parameters()]
+    step = GradientStep(model, objectives, torch.optim.SGD(model.parameters(), lr=1.0))
+    loss = float(step(batches)["loss"])
+    return [a - b.detach() for a, b in zip(before, model.parameters(), strict=True)], loss
+
+
+ALL = [
+    {"type": "cross_entropy", "class_weights": "balanced", "label_smoothing": 0.1},
+    {"type": "binary_cross_entropy", "target": "yes", "weight": 0.5, "positive_weight": 3.0},
+    {"type": "focal", "target": "tags", "gamma": 1.5},
+    {"type": "huber", "delta": 0.3, "weight": 2.0},
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=2, max_size=5), st.integers(0, 1000))
+def test_accumulation_is_exact(sizes: list[int], seed: int) -> None:
+    whole = make_batch(sum(sizes), seed)
+    ends = np.cumsum([0, *sizes]).tolist()
+    pieces = [part(whole, a, b) for a, b in pairwise(ends)]
+    objectives = [objective(**options) for options in ALL]
+    one, loss_one = gradients(objectives, [whole])
+    many, loss_many = gradients(objectives, pieces)
+    assert loss_one == pytest.approx(loss_many, rel=1e-5)
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_class_weighted_cross_entropy_is_torchs() -> None:
+    batch = make_batch(12)
+    del batch["row.weight"]
+    made = objective(type="cross_entropy", class_weights={"a": 2.0, "c": 0.5})
+    model = Heads()
+    loss = made.forward(model, batch)["label"]
+    expected = F.cross_entropy(
+        model(batch)["label.logits"], batch["label.index"], weight=torch.tensor([2.0, 1.0, 0.5])
+    )
+    torch.testing.assert_close(loss.total / loss.count, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"type": "cross_entropy"}, lambda o, b: F.cross_entropy(o["label.logits"], b["label.index"])),
+        (
+            {"type": "cross_entropy", "label_smoothing": 0.2},
+            lambda o, b: F.cross_entropy(o["label.logits"], b["label.index"], label_smoothing=0.2),
+        ),
+        (
+            {"type": "binary_cross_entropy", "target": "yes"},
+            lambda o, b: F.binary_cross_entropy_with_logits(o["yes.logits"][:, 0], b["yes.value"]),
+        ),
+        ({"type": "focal", "target": "label", "gamma": 0.0}, lambda o, b: F.cross_entropy(o["label.logits"], b["label.index"])),
+        ({"type": "mean_squared"}, lambda o, b: F.mse_loss(o["price.value"][:, 0], b["price.value"])),
+        ({"type": "mean_absolute"}, lambda o, b: F.l1_loss(o["price.value"][:, 0], b["price.value"])),
+        ({"type": "huber", "delta": 0.7}, lambda o, b: F.huber_loss(o["price.value"][:, 0], b["price.value"], delta=0.7)),
+    ],
+)  # fmt: skip
+def test_objectives_equal_torch(options: dict[str, Any], expected: Any) -> None:
+    batch = make_batch(9)
+    del batch["row.weight"]
+    made = objective(**options)
+    model = Heads()
+    (loss,) = made.forward(model, batch).values()
+    torch.testing.assert_close(loss.total / loss.count, expected(model(batch), batch))
+
+
+def test_multilabel_equals_torch() -> None:
+    batch = make_batch(9)
+    del batch["row.weight"]
+    tags = batch["tags.ids"]
+    assert isinstance(tags, Ragged)
+    hot = torch.zeros(9, 4)
+    for row, ids in enumerate(tags.unbind()):
+        hot[row, ids] = 1.0
+    made = objective(type="binary_cross_entropy", target="tags")
+    model = Heads()
+    loss = made.forward(model, batch)["tags"]
+    expected = F.binary_cross_entropy_with_logits(model(batch)["tags.logits"], hot)
+    torch.testing.assert_close(loss.total / loss.count, expected)
+
+
+def test_focal_by_hand() -> None:
+    batch = make_batch(6)
+    del batch["row.weight"]
+    model = Heads()
+    loss = objective(type="focal", target="label", gamma=2.0).forward(model, batch)["label"]
+    p = model(batch)["label.logits"].softmax(1)[torch.arange(6), batch["label.index"]]
+    torch.testing.assert_close(loss.total / loss.count, (-((1 - p) ** 2) * p.log()).mean())
+
+
+def test_row_weights_count_rows_twice() -> None:
+    batch = part(make_batch(6), 0, 6)
+    doubled = {
+        name: Ragged.from_rows([*value.unbind(), value.unbind()[0]])
+        if isinstance(value, Ragged)
+        else torch.cat([value, value[:1]])
+        for name, value in batch.items()
+    }
+    batch["row.weight"] = torch.tensor([2.0, 1, 1, 1, 1, 1])
+    doubled["row.weight"] = torch.ones(7)
+    objectives = [objective(type="cross_entropy"), objective(type="mean_absolute")]
+    one, _ = gradients(objectives, [batch])
+    other, _ = gradients(objectives, [doubled])
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_mixed_rows_take_both_targets() -> None:
+    batch = make_batch(4)
+    del batch["row.weight"]
+    share, partner = torch.tensor([0.9, 0.6, 1.0, 0.25]), torch.tensor([1, 2, 3, 0])
+    mixed = {**batch, "mix.share": share, "mix.partner": partner}
+    model = Heads()
+    loss = objective(type="cross_entropy").forward(model, mixed)["label"]
+    logits, target = model(batch)["label.logits"], batch["label.index"]
+    own = F.cross_entropy(logits, target, reduction="none")
+    other = F.cross_entropy(logits, target[partner], reduction="none")
+    torch.testing.assert_close(loss.total / loss.count, (share * own + (1 - share) * other).mean())
+
+
+def test_clip_and_ema() -> None:
+    batch = make_batch(8)
+    model = Heads()
+    step = GradientStep(
+        model,
+        [objective(type="mean_squared")],
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        clip=0.01,
+        ema=0.5,
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    figures = step([batch])
+    moved = torch.cat([(value - before[name]).flatten() for name, value in model.state_dict().items()])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+    assert float(figures["gradient_norm"]) > 0.01
+    keep = min(0.5, 2 / 11)  # early on the average follows more closely
+    for name, value in step.weights().items():
+        torch.testing.assert_close(value, keep * before[name] + (1 - keep) * model.state_dict()[name])
+
+
+def test_objective_that_does_not_fit_refuses() -> None:
+    with pytest.raises(RecipeError, match=r"'price' is a number, but this objective fits category"):
+        objective(type="cross_entropy", target="price")
+    with pytest.raises(RecipeError, match="'prise' is no target; targets are label, yes, tags, price"):
+        objective(type="huber", target="prise")
+    with pytest.raises(RecipeError, match="fits several targets"):
+        objective(type="binary_cross_entropy")
+    with pytest.raises(RecipeError, match=r"'d' is no class of 'label'; classes are a, b, c"):
+        objective(type="cross_entropy", class_weights={"d": 1.0})
