@@ -1,10 +1,17 @@
-"""Every test gets a cache of its own making, one CPU thread, and no leave to touch the user's files."""
+"""Every test gets a cache of the run's own and one CPU thread; here too are a tiny artefact and a way to call `luban`."""
 
 from __future__ import annotations
 
+import io
 import os
+import random
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +21,6 @@ _REAL = pytest.StashKey[str | None]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
     # A folder for each process: workers of pytest-xdist share nothing.
     config.stash[_REAL] = os.environ.get("LUBAN_CACHE")
     config.stash[_CACHE] = tempfile.mkdtemp(prefix="luban-tests-")
@@ -31,6 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Choose the cache before any fixture runs: tests of open data keep what was fetched from one run to the next."""
     real = item.get_closest_marker("data") is not None
     _use(item.config.stash[_REAL] if real else item.config.stash[_CACHE])
+    torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 
 def _use(cache: str | None) -> None:
@@ -40,6 +47,90 @@ def _use(cache: str | None) -> None:
         os.environ["LUBAN_CACHE"] = cache
 
 
-@pytest.fixture(autouse=True)
-def _same_threads() -> None:
-    torch.set_num_threads(1)
+# --- calling luban ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+Luban = Callable[..., Ran]
+
+
+@contextmanager
+def _standard_input(content: bytes) -> Iterator[None]:
+    before = sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+    try:
+        yield
+    finally:
+        sys.stdin = before
+
+
+@pytest.fixture(scope="session")
+def luban() -> Luban:
+    """Call the command line in this process: ``luban("check", "r.yaml")``, with `stdin` as bytes or text."""
+    from luban.cli import main
+
+    def call(*arguments: str | Path, stdin: bytes | str = b"") -> Ran:
+        out, err = io.StringIO(), io.StringIO()
+        content = stdin.encode() if isinstance(stdin, str) else stdin
+        with redirect_stdout(out), redirect_stderr(err), _standard_input(content):
+            try:
+                main([str(one) for one in arguments])
+            except SystemExit as ended:
+                code = ended.code
+        assert isinstance(code, int), "the command line ends with an exit code"
+        return Ran(code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+# --- a tiny artefact --------------------------------------------------------------------------------------
+
+RECIPE = """\
+data:
+  train: rows.csv
+  inputs: {age: number, city: category, review: text}
+  targets: {label: category}
+model: {type: mlp, size: tiny, hidden: [4]}
+train: {epochs: 2, batch_size: 16, device: cpu, precision: fp32}
+"""
+
+
+def write_rows(path: Path, n: int = 80) -> None:
+    """Write a table with a number, a category, a text, a label of two classes, a price and groups."""
+    generator = random.Random(0)
+    lines = ["age,city,review,label,price,shop"]
+    for i in range(n):
+        age = generator.gauss(40, 10)
+        review = generator.choice(["很好看", "不好看", "一般 般", "物流很快", "差"])
+        label = "good" if age + generator.gauss(0, 3) > 40 else "bad"
+        city = generator.choice(["北京", "上海", "Paris"])
+        lines.append(f"{age:.2f},{city},{review}{i},{label},{3 * age:.1f},{'ab'[i % 2]}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, luban: Luban) -> Path:
+    """A folder with ``rows.csv``, ``r.yaml`` and the artefact ``model`` that was trained on them; copy before you change."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_rows(folder / "rows.csv")
+    (folder / "r.yaml").write_text(RECIPE, encoding="utf-8")
+    ran = luban("train", folder / "r.yaml", "-o", folder / "model")
+    assert ran.code == 0, ran.err
+    return folder
+
+
+@pytest.fixture
+def work(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `tiny` of the test's own, as the working folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("train"))
+    monkeypatch.chdir(folder)
+    return folder

@@ -97,7 +97,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i 
         ("{a: b}: 1", "r:1: a key must be a plain word"),
         ("a: *b", "r:1: not valid YAML: found undefined alias 'b'"),
         ("a: &x [*x]", "r:1: the document is nested more than 64 levels deep, or an anchor contains itself"),
-        (LAUGHS, "r:9: the document has more than 100,000 nodes"),
+        (LAUGHS, "the document has more than 100,000 nodes"),
         ("a: " + "[" * 70 + "]" * 70, "nested more than 64 levels"),
         ("[" * 20_000, "nested too deeply"),
         ("a: 1\n---\nb: 2", "r:2: not valid YAML: expected a single document in the stream, but found another"),
@@ -323,7 +323,7 @@ def test_overrides_apply_in_order_and_leave_the_source_alone() -> None:
         ("train.optimizer.lr=3", "override 'train.optimizer.lr=3': key 'train.optimizer.lr' is unknown; optimizers type 'adamw' takes learning_rate"),
         ("train={epochs: [", "override 'train={epochs: [':1: not valid YAML"),
         ("train.epochs=!!python/name:os.system", "is refused: a recipe holds plain data only"),
-        ("train.steps=3", "r.yaml:7: train.epochs and train.steps"),
+        ("train.steps=3", "override 'train.steps=3': train.epochs and train.steps are both given"),
         ("train.epochs.x=3", "override 'train.epochs.x=3': 'train.epochs' is 1, which has no key 'x'"),
         ("data.clean.0.type=missing", "override 'data.clean.0.type=missing': 'data.clean' is a list of 0; received '0' where an index from 0 belongs"),
         ("data.clean.²=missing", "received '²' where an index from 0 belongs"),
@@ -339,7 +339,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, words: str) ->
     if "validation" not in override:
         text = text.replace("v.xyz", "v.csv")
     message = refused(text, [override], folder=tmp_path)
-    assert words in message.replace("r.yaml:9", "r.yaml:7").replace("the kind of ", "")
+    assert words in message.replace("the kind of ", "")
 
 
 # --- there and back ---------------------------------------------------------------------------------------
@@ -440,24 +440,26 @@ def test_the_home_of_nobody_is_a_plain_name(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_registry() -> Iterator[None]:
     """Forget afterwards what a test registered or imported."""
     modules = set(sys.modules)
-    monkeypatch.setattr(registry, "_registered", {name: dict(known) for name, known in registry._registered.items()})
     registry._plug_ins.cache_clear()
     yield
     registry._plug_ins.cache_clear()
+    for section, known in registry._registered.items():
+        for name in set(known) - set(registry._built_in(section)):
+            del known[name]
     for name in set(sys.modules) - modules:
         if name.startswith("my_"):
             del sys.modules[name]
 
 
 MODULE = '''
-from luban.models.mlp import Mlp
+from luban.models.mlp import MLP
 from luban.registry import register
 
 @register("models", "my_mlp")
-class MyMlp(Mlp):
+class MyMlp(MLP):
     """An mlp of one's own."""
     extra: int = 3
 '''

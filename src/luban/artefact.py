@@ -243,13 +243,19 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _read_lines(folder: Path, name: str) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines() if line]
+        lines = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:
         raise ArtefactError(
             f"'{folder}' is incomplete: {name} is missing, so nobody can tell whether it still predicts what it did"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"'{folder / name}' is damaged: {_brief(error)}") from None
+    if not all(
+        isinstance(one, dict) and all(isinstance(one.get(key), dict) for key in ("row", "prediction"))
+        for one in lines
+    ):
+        raise ArtefactError(f"'{folder / name}' is damaged: each line holds a row and its prediction")
+    return lines
 
 
 def _brief(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="luban",
     help="A workshop for large models: one recipe, one artefact, one command per verb.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -38,7 +38,6 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(
     help="Open data and small models, through the package index you already have.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(datasets_app, name="datasets")
@@ -210,7 +209,7 @@ def predict(
     from luban.verbs.predict import predict as verb
 
     predictions = verb(artefact, data, device=device)
-    if as_json:
+    if as_json and output is None:
         _json({"artefact": artefact, "predictions": [_finite(one) for one in predictions]})
         return
     if output is None:
@@ -230,7 +229,10 @@ def predict(
             beside.replace(target)
         finally:
             beside.unlink(missing_ok=True)
-    _console().say(f"{count:,} predictions in {output}")
+    if as_json:
+        _json({"artefact": artefact, "output": output, "rows": count})
+    else:
+        _console().say(f"{count:,} predictions in {output}")
 
 
 @app.command()
@@ -380,7 +382,7 @@ def datasets_list(as_json: Json = False) -> None:
 
 @datasets_app.command("fetch")
 def datasets_fetch(
-    name: Annotated[str, typer.Argument(help="A name of `luban datasets list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `luban datasets list`.")],
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -449,14 +451,21 @@ def _one_sentence(as_json: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
         code = 0
     except (OSError, MemoryError) as error:
-        code, message = 3, f"the machine failed: {error}"
+        code, message = 3, f"the machine failed: {error or 'it has not enough memory'}"
     except Exception as error:  # a bug of ours: said, and kept where it can be reported from
         if os.environ.get("LUBAN_DEBUG"):
             raise
-        code, message = (
-            3,
-            f"a bug in Luban ({type(error).__name__}: {' '.join(str(error).split())[:300]}); run again with LUBAN_DEBUG=1 for the details, and report it",
-        )
+        asked = re.search(r"tried to allocate ([^.;]+)", str(error))
+        if isinstance(error, RuntimeError) and asked:  # torch says so by the kind of its sentence only
+            code, message = (
+                3,
+                f"the machine has not enough memory ({asked[1]} were asked for); lower train.batch_size, data.inputs.<column>.max_length or the sizes of the model",
+            )
+        else:
+            code, message = (
+                3,
+                f"a bug in Luban ({type(error).__name__}: {' '.join(str(error).split())[:300]}); run again with LUBAN_DEBUG=1 for the details, and report it",
+            )
     if message:
         if as_json:
             _json({"error": message, "exit_code": code})
@@ -474,7 +483,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
     with _one_sentence("--json" in arguments):
         try:
-            result = app(arguments, standalone_mode=False)
+            result = app(arguments, prog_name="luban", standalone_mode=False)
         except Exception as error:
             usage = _usage_error(error)
             if usage is None:
@@ -489,4 +498,11 @@ def _usage_error(error: Exception) -> InputError | None:
         return None
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "luban"
-    return InputError(f"{error.format_message().rstrip('.')}; see '{command} --help'")  # type: ignore[attr-defined]
+    message = error.format_message().rstrip(".?")  # type: ignore[attr-defined]
+    cause = error.__cause__
+    if cause is not None and hasattr(cause, "errors"):  # typer asks pydantic, which knows what was received
+        message = f"{message}; received {cause.errors()[0].get('input')!r}"
+    verbs = getattr(getattr(context, "command", None), "commands", None)
+    if verbs and (message.startswith("No such command") or message == "Missing command"):
+        message = f"{message.replace('Missing command', 'no verb was given')}; verbs are {', '.join(verbs)}"
+    return InputError(f"{message}; see '{command} --help'")

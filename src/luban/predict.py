@@ -19,7 +19,7 @@ from luban.data.batch import Batch, to_batch
 from luban.data.contracts import Array, Encoded, Spec
 from luban.data.pipeline import Pipeline
 from luban.data.store import slice_rows
-from luban.errors import DataError, ParityError
+from luban.errors import ArtefactError, DataError, InputError, ParityError
 
 __all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
 
@@ -139,10 +139,14 @@ class Predictor:
 
         Raises:
             ParityError: if it is beyond `TOLERANCE`.
+            ArtefactError: if the rows are none that the model reads.
         """
         if not sample:
             return 0.0
-        now = self.predict([one["row"] for one in sample])
+        try:
+            now = self.predict([one["row"] for one in sample])
+        except DataError as error:
+            raise ArtefactError(f"{what} is damaged: its sample cannot be predicted ({error})") from None
         scales = {column: getattr(p, "_scale", 1.0) for column, p in self.pipeline.targets.items()}
         worst, where = 0.0, 0
         for i, (one, prediction) in enumerate(zip(sample, now, strict=True)):
@@ -221,6 +225,10 @@ def load(path: str | Path, *, device: str = "cpu", verify: bool = True) -> Predi
 
 def of_artefact(artefact: Artefact, *, device: str = "cpu", verify: bool = True) -> Predictor:
     """As `load`, for an artefact that was read."""
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"received device '{device}', but devices are cpu and cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("the device is cuda, but torch sees no CUDA device here; use cpu")
     where = torch.device(device)
     predictor = Predictor(artefact.build().to(where), artefact.pipeline, artefact.spec, where)
     if verify:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -85,6 +85,12 @@ class Component(Config):
     @model_serializer(mode="wrap")
     def _with_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {"type": self.type, **handler(self)}
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the options are equal; what was fitted to data is no option."""
+        if not isinstance(other, Component) or type(self) is not type(other):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in type(self).model_fields)
 
 
 Size = Literal["tiny", "small", "medium", "large"]
@@ -246,7 +252,7 @@ class Data(Config):
     targets: Annotated[dict[str, ProcessorOptions], Field(min_length=1)]
     """Column → what is to be predicted."""
     groups: list[str] = []
-    """Columns kept beside the rows for slices and fairness; no model sees them unless they are inputs too."""
+    """Columns by whose values figures are broken down; no model sees them unless they are inputs too."""
     weight: str | None = None
     """A column of row weights, zero or more."""
     clean: list[Annotated[Component, Section("cleaning")]] = []
@@ -299,7 +305,7 @@ class Train(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; auto takes what this machine is measurably quicker at."""
     threads: Annotated[int, Field(gt=0)] | None = None
-    """CPU threads; all cores by default."""
+    """CPU threads; by default all cores, or one where an update is too little work to share."""
 
 
 class Recipe(Config):
@@ -315,8 +321,7 @@ class Recipe(Config):
         Annotated[Component, Section("objectives")] | list[Annotated[Component, Section("objectives")]] | None
     ) = None
     """What is minimised; by default what each target's kind brings."""
-    train: Train = Field(default_factory=Train)
-    """How the parameters are found."""
+    train: Annotated[Train, Field(default_factory=Train, description="How the parameters are found.")]
     sample: Literal["validation", "synthetic"] = "validation"
     """Where the frozen rows of the parity contract come from."""
     imports: list[str] = []
@@ -365,19 +370,17 @@ class Document:
     overrides: dict[Where, str] = field(default_factory=dict)
 
     def at(self, where: Where) -> str:
-        """Return ``file:line`` (or the override) of the closest key above `where`."""
-        for length in range(len(where), -1, -1):
-            for path, text in self.overrides.items():
-                if (
-                    path[:length] == where[:length]
-                    and length
-                    and len(path) >= length == len(where[:length])
-                    and path == where[: len(path)]
-                ):
-                    return f"override '{text}'"
+        """Return ``file:line`` of the closest key at or above `where`, or the override that put it there."""
+        above = [path for path in self.overrides if where[: len(path)] == path]
+        if above:
+            return f"override '{self.overrides[max(above, key=len)]}'"
+        for length in range(len(where), 0, -1):
             if where[:length] in self.lines:
                 return f"{self.name}:{self.lines[where[:length]]}"
-        return self.name
+            for path, text in self.overrides.items():
+                if path[:length] == where[:length]:
+                    return f"override '{text}'"
+        return f"{self.name}:{self.lines[()]}" if () in self.lines else self.name
 
 
 class _Loader(yaml.SafeLoader):
@@ -491,7 +494,8 @@ def read_yaml(text: str, name: str = "recipe") -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise RecipeError(
-            f"not valid YAML: character U+{ord(text[error.position]):04X} may not stand in it", at=f"{name}:{line}"
+            f"not valid YAML: character U+{ord(text[error.position]):04X} may not stand in it",
+            at=f"{name}:{line}",
         ) from None
     except RecursionError:
         raise RecipeError("the document is nested too deeply for a recipe", at=name) from None
@@ -631,7 +635,10 @@ def _import_modules(document: Document, folder: Path) -> None:
             importlib.import_module(name)
         except RecipeError as error:
             raise RecipeError(str(error), at=document.at(("imports", i))) from None
-        except (Exception, SystemExit) as error:  # the user's own module: whatever it raises is news for the user
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # the user's own module: whatever it raises is news for the user
             raise RecipeError(
                 f"imports: module '{name}' cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); it must lie beside the recipe or be installed",
                 at=document.at(("imports", i)),
@@ -700,17 +707,15 @@ def _fields_at(where: Where, document: Document) -> tuple[str, list[str]]:
             annotation = (info.annotation, *info.metadata)
             model = info.annotation
         else:  # an entry of a mapping or of a list
-            model = next(reversed(get_args(annotation[0] if isinstance(annotation, tuple) else annotation)), None)
+            model = next(
+                reversed(get_args(annotation[0] if isinstance(annotation, tuple) else annotation)), None
+            )
+            model = get_args(model)[0] if get_origin(model) is Annotated else model
         found = _section_in(annotation)
-        if (
-            found is not None
-            and isinstance(value, dict)
-            and ("type" in value or (found.default and not isinstance(key, int)))
-        ):
-            name = value.get("type", found.default)
-            if name in registry.names(found.name):
-                cls, annotation = registry.lookup(found.name, name), None
-                label = f"{found.name} type '{name}'"
+        name = value.get("type", found.default) if found is not None and isinstance(value, dict) else value
+        if found is not None and isinstance(name, str) and name in registry.names(found.name):
+            cls, annotation = registry.lookup(found.name, name), None
+            label = f"{found.name} type '{name}'"
         elif isinstance(model, type) and issubclass(model, BaseModel) and model is not Component:
             cls, label, annotation = model, f"'{key}'", None
     return label, [*cls.model_fields]
@@ -818,9 +823,15 @@ class _Dumper(yaml.SafeDumper):
     """Quotes whatever YAML 1.2 would read as something else than the string it is."""
 
 
+_LINE_ENDS = frozenset("\r\x85\u2028\u2029")
+
+
 def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     plain = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"  # type: ignore[no-untyped-call]
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+    style = None if plain else "'"
+    if not _LINE_ENDS.isdisjoint(text):  # outside double quotes YAML reads them as a plain line feed
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
@@ -840,8 +851,11 @@ def schema() -> dict[str, Any]:
     definitions = root.setdefault("$defs", {})
     for section in registry.SECTIONS:
         for name in registry.names(section):
-            own = registry.lookup(section, name).model_json_schema()
+            cls = registry.lookup(section, name)
+            own = cls.model_json_schema()
             definitions.update(own.pop("$defs", {}))
+            derived = {key for values in getattr(cls, "SIZES", {}).values() for key in values}
+            own["required"] = [key for key in own.get("required", ()) if key not in derived]
             own["properties"] = {"type": {"const": name}, **own.get("properties", {})}
             definitions[f"{section}.{name}"] = own
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "title": "Luban recipe"}

@@ -5,8 +5,9 @@ Each raises `AssertionError` with a sentence that says which promise is broken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,15 @@ from luban.data.batch import Batch, rows_in
 from luban.data.contracts import Spec
 from luban.data.ragged import Ragged
 from luban.models._base import Model
+from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Section
 
-__all__ = ["check_model"]
+if TYPE_CHECKING:
+    import polars as pl
+
+    from luban.data.contracts import Array, Encoded, Field, Processor
+
+__all__ = ["check_model", "check_objective", "check_processor"]
 
 
 def check_model(model: Model, spec: Spec, batch: Batch, *, tolerance: float = 1e-5) -> None:
@@ -166,3 +173,295 @@ def _check_equal(left: dict[str, Tensor], right: dict[str, Tensor], message: str
     assert left.keys() == right.keys(), f"{message}: names differ in {sorted(left.keys() ^ right.keys())}"
     for name, value in left.items():
         assert torch.equal(value, right[name]), f"{message}: '{name}'"
+
+
+# --- processors -------------------------------------------------------------------------------------------
+
+
+def check_processor(processor: Processor, values: pl.Series, targets: bool = False) -> None:
+    """Check what the data path, an artefact and a server rely on in a processor.
+
+    The options survive the recipe; fitting in chunks is fitting at once; an encoding depends on its cell alone, has the
+    fields that were announced and is finite; a missing cell is encoded or refused, and nothing that is let through fails;
+    what was fitted survives JSON; examples and portable values are readable JSON. For a target also: what is known is
+    encoded, outputs become one dict a row, and perfect outputs become the values that they stand for.
+
+    Args:
+        processor: the options, not fitted.
+        values: cells to fit on, among them at least two that can be read and, to be thorough, some that are missing or
+            cannot be read.
+        targets: whether to check it as a target too.
+
+    Raises:
+        AssertionError: if a promise is broken.
+
+    Example:
+        >>> check_processor(lookup("processors", "number")(), pl.Series(["1", "2", None, "x"]), targets=True)      # doctest: +SKIP
+    """
+    import json
+
+    import numpy as np
+    import polars as pl
+
+    parsed = Section("processors").parse(processor.model_dump())
+    assert parsed == processor, (
+        f"the options change when a recipe is written and read: {processor!r} became {parsed!r}"
+    )
+    once = _fitted(processor, [values])
+    bad = once.invalid(values)
+    _check_mask(bad, values, "invalid")
+    readable = values.filter(~bad)
+    assert len(readable) >= 2, "fewer than two values can be read, too few to tell rows apart"
+    encoded = once.encode(readable)
+    _check_encoded(once.fields("column", "input"), encoded, len(readable))
+    once.counts()
+    assert not once.counts(), "counts() does not start again from zero"
+
+    # Chunks of every size, an empty one among them: neither the fit nor an encoding may notice.
+    cuts = [values.slice(start, size) for start, size in ((0, 0), (0, 1), (1, 2), (3, len(values)))]
+    _check_same(
+        _fitted(processor, cuts).encode(readable), encoded, "fitting in chunks differs from fitting at once"
+    )
+    _check_same(once.encode(readable), encoded, "encoding twice gives two results")
+    _check_encoded(once.fields("column", "input"), once.encode(readable.head(0)), 0)
+    for i in range(len(readable)):
+        alone = once.encode(readable.slice(i, 1))
+        _check_same(
+            alone,
+            _encoded_rows(encoded, [i]),
+            f"value {readable[i]!r} is encoded differently in a chunk of its own",
+        )
+
+    again = type(processor).model_validate({k: v for k, v in processor.model_dump().items() if k != "type"})
+    again.restore(json.loads(json.dumps(once.state())))
+    assert again.fields("column", "input") == once.fields("column", "input"), "restored, it has other fields"
+    _check_same(again.encode(readable), encoded, "restored, it encodes differently")
+
+    probes: list[Any] = ["", " ", "no such word", "-1e999", "2024-02-30", "\0", "\U0001f600", None]
+    strange = (
+        pl.Series(values.name, probes, dtype=pl.String) if values.dtype == pl.String else values.clear(2)
+    )
+    for cells in (strange, pl.Series(values.name, [None, None], dtype=pl.Null)):
+        bad = once.invalid(cells)
+        _check_mask(bad, cells, "invalid")
+        _check_encoded(once.fields("column", "input"), once.encode(cells.filter(~bad)), int((~bad).sum()))
+
+    portable = json.loads(json.dumps(once.portable(readable)))
+    _check_same(
+        once.encode(pl.Series(values.name, portable, strict=False)),
+        encoded,
+        "portable values are encoded differently",
+    )
+    examples = json.loads(json.dumps(once.example(np.random.default_rng(0), 5)))
+    assert len(examples) == 5, f"asked for 5 examples, it made {len(examples)}"
+    made = pl.Series(values.name, examples, strict=False)
+    assert not once.invalid(made).any(), f"it cannot read its own examples: {examples}"
+    _check_encoded(once.fields("column", "input"), once.encode(made), 5)
+    if targets:
+        _check_target(once, values)
+
+
+def _check_target(processor: Processor, values: pl.Series) -> None:
+    import json
+
+    import numpy as np
+    import polars as pl
+
+    from luban import registry
+
+    assert processor.output is not None, "a target needs an 'output'"
+    assert processor.task is not None, "a target needs a 'task'"
+    assert processor.objective in registry.names("objectives"), (
+        f"objective '{processor.objective}' does not exist"
+    )
+    known = processor.known(values)
+    _check_mask(known, values, "known")
+    assert not (known & processor.invalid(values)).any(), "a value is both known and unreadable"
+    fields = processor.fields("column", "target")
+    encoded = processor.encode_target(values.filter(known))
+    _check_encoded(fields, encoded, int(known.sum()))
+    (name,) = fields
+    width = processor.head_width
+    assert (fields[name].output, fields[name].width) == (processor.output, width), (
+        "fields and head_width disagree"
+    )
+
+    truth = processor.truth(encoded[name])
+    match processor.task:
+        case "regression":
+            stored = encoded[name]
+            assert isinstance(stored, np.ndarray)
+            output = stored.reshape(-1, 1)
+        case "multiclass":
+            output = 40.0 * np.eye(width)[truth]
+        case _:
+            output = 80.0 * truth.reshape(len(truth), -1) - 40.0
+    assert output.shape == (len(truth), width), f"truth has {output.shape[1]} columns for a head of {width}"
+    assert processor.classes() == [] or len(processor.classes()) in (width, width + 1), (
+        "classes and head disagree"
+    )
+    decoded = processor.decode(output.astype(np.float32))
+    assert len(decoded) == len(truth), f"{len(truth)} outputs became {len(decoded)} predictions"
+    json.dumps(decoded, allow_nan=False)
+    said = pl.Series(values.name, [one["value"] for one in decoded], strict=False)
+    # In another order inside a set, hence by truth.
+    same = processor.truth(processor.encode_target(said)[name])
+    assert np.allclose(same, truth, rtol=1e-5, atol=1e-5), "a perfect output is decoded into another value"
+    for one in decoded:
+        scores = [*one.get("scores", {}).values(), one.get("score", 0.0)]
+        assert all(0 <= score <= 1 for score in scores), f"a score is no probability: {one}"
+    for extreme in (np.zeros((2, width)), np.full((2, width), 1e30), np.full((2, width), -1e30)):
+        json.dumps(processor.decode(extreme.astype(np.float32)), allow_nan=False)
+    assert processor.decode(np.zeros((0, width), np.float32)) == [], "no outputs became predictions"
+
+
+def _fitted(processor: Processor, chunks: list[pl.Series]) -> Processor:
+    fresh = type(processor).model_validate({k: v for k, v in processor.model_dump().items() if k != "type"})
+    for chunk in chunks:
+        fresh.update(chunk)
+    fresh.finish()
+    return fresh
+
+
+def _check_mask(mask: pl.Series, values: pl.Series, name: str) -> None:
+    import polars as pl
+
+    assert mask.dtype == pl.Boolean, f"{name}() is {mask.dtype}, but it should be boolean"
+    assert len(mask) == len(values), f"{name}() has {len(mask)} rows for {len(values)}"
+    assert not mask.null_count(), f"{name}() is neither true nor false for some values"
+
+
+def _check_encoded(fields: dict[str, Field], encoded: Encoded, rows: int) -> None:
+    """Names, dtypes, shapes, ragged or not, bounds."""
+    import numpy as np
+
+    from luban.data.contracts import Flat
+
+    assert list(fields) == list(encoded), f"fields are {list(fields)}, but the encoding has {list(encoded)}"
+    for name, field in fields.items():
+        stored = encoded[name]
+        values = stored.values if isinstance(stored, Flat) else stored
+        assert isinstance(stored, Flat) == (field.shape is None), (
+            f"field '{name}' is ragged in one place only"
+        )
+        assert len(stored) == rows, f"field '{name}' has {len(stored)} rows for {rows}"
+        assert values.dtype == np.dtype(field.dtype), (
+            f"field '{name}' is {values.dtype}, but it says {field.dtype}"
+        )
+        if isinstance(stored, Flat):
+            assert stored.offsets.dtype == np.int64, f"field '{name}' has offsets of {stored.offsets.dtype}"
+            assert stored.offsets[0] == 0, f"field '{name}' has offsets that do not begin at 0"
+            assert stored.offsets[-1] == len(values), (
+                f"field '{name}' has offsets that do not end with its values"
+            )
+            assert (np.diff(stored.offsets) >= 0).all(), f"field '{name}' has offsets that go backwards"
+        else:
+            assert values.shape[1:] == field.shape, (
+                f"field '{name}' has {values.shape[1:]}, but it says {field.shape}"
+            )
+        assert np.isfinite(values).all(), f"field '{name}' has values that are not finite"
+        if field.size is not None and len(values):
+            assert values.min() >= 0, f"field '{name}' has the index {values.min()}"
+            assert values.max() < field.size, (
+                f"field '{name}' has the index {values.max()}, but a size of {field.size}"
+            )
+
+
+def _encoded_rows(encoded: Encoded, rows: list[int]) -> Encoded:
+    import numpy as np
+
+    from luban.data.contracts import Flat
+
+    result: Encoded = {}
+    for name, stored in encoded.items():
+        if isinstance(stored, Flat):
+            parts = [stored.values[stored.offsets[i] : stored.offsets[i + 1]] for i in rows]
+            result[name] = Flat(np.concatenate(parts), np.cumsum([0, *map(len, parts)], dtype=np.int64))
+        else:
+            result[name] = stored[rows]
+    return result
+
+
+def _check_same(left: Encoded, right: Encoded, message: str) -> None:
+    import numpy as np
+
+    from luban.data.contracts import Flat
+
+    def plain(stored: Array | Flat) -> tuple[Array, list[int]]:
+        return (stored.values, stored.offsets.tolist()) if isinstance(stored, Flat) else (stored, [])
+
+    assert list(left) == list(right), f"{message}: fields {list(left)} and {list(right)}"
+    for name in left:
+        (one, ends), (other, others) = plain(left[name]), plain(right[name])
+        assert (ends, one.shape) == (others, other.shape), f"{message}: field '{name}' in its shape"
+        # Sums over chunks differ from the sum over all in the last bits.
+        exact = one.dtype.kind != "f"
+        close = np.array_equal(one, other) if exact else np.allclose(one, other, rtol=1e-5, atol=1e-5)
+        assert close, f"{message}: field '{name}'"
+
+
+def check_objective(
+    objective: Objective, targets: Mapping[str, TargetFacts], outputs: Mapping[str, Tensor], batch: Batch
+) -> None:
+    """Check what the engine relies on in an objective.
+
+    The options survive the recipe; totals are sums and counts are what `count` says without a forward pass; both add up over
+    the parts of a batch where rows are independent, whatever the order of the rows; the loss is finite and its gradient reaches
+    the outputs.
+
+    Args:
+        objective: the options.
+        targets: the facts of the targets of `batch`, by column.
+        outputs: what a model returned for the batch, by name, (B, width).
+        batch: at least three rows.
+
+    Raises:
+        AssertionError: if a promise is broken.
+    """
+    rows = rows_in(batch)
+    assert rows >= 3, "the batch has fewer than three rows, too few to split"
+    parsed = Section("objectives").parse(objective.model_dump())
+    assert parsed == objective, (
+        f"the options change when a recipe is written and read: {objective!r} became {parsed!r}"
+    )
+    objective.setup(targets)
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in outputs.items()}
+    whole = objective.losses(leaves, batch)
+    counts = objective.count(batch)
+    assert whole.keys() == counts.keys(), f"losses names {[*whole]} and count names {[*counts]}"
+    for name, loss in whole.items():
+        assert loss.total.dim() == 0, f"{name}: the total is no scalar but {tuple(loss.total.shape)}"
+        assert torch.isfinite(loss.total), f"{name}: the total is {float(loss.total)}"
+        torch.testing.assert_close(
+            loss.count.double(), counts[name].double(), msg=f"{name}: count() and losses() count differently"
+        )
+    torch.stack([loss.total for loss in whole.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    reached = [name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.abs().sum() > 0]
+    assert reached, "no output gets a gradient"
+    for name in reached:
+        gradient = leaves[name].grad
+        assert gradient is not None
+        assert torch.isfinite(gradient).all(), f"the gradient of '{name}' is not finite"
+    order = torch.arange(rows - 1, -1, -1)
+    pieces = [order[: rows // 3], order[rows // 3 :]] if objective.per_example else [order]
+    parts = [
+        objective.losses({name: value[piece] for name, value in outputs.items()}, _rows_of(batch, piece))
+        for piece in pieces
+    ]
+    for name, loss in whole.items():
+        for what in ("total", "count"):
+            summed = torch.stack([getattr(part[name], what).double() for part in parts]).sum()
+            torch.testing.assert_close(
+                summed,
+                getattr(loss, what).detach().double(),
+                rtol=1e-5,
+                atol=1e-5,
+                msg=f"{name}: the {what} depends on how rows are batched or ordered, so it is no sum over rows",
+            )
+
+
+def _rows_of(batch: Batch, rows: Tensor) -> Batch:
+    return {
+        name: Ragged.from_rows([value[int(i)] for i in rows]) if isinstance(value, Ragged) else value[rows]
+        for name, value in batch.items()
+    }

@@ -16,7 +16,7 @@ from luban.recipe import Section
 from luban.registry import lookup, names
 
 SHARED: dict[str, Any] = {
-    "size": ({"hidden": None, "dropout": None}, "large"),
+    "size": ({"hidden": None, "dropout": None}, "small"),
     "hidden": [5],
     "activation": "tanh",
     "dropout": 0.6,

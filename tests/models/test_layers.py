@@ -14,6 +14,8 @@ from luban.data.ragged import Ragged
 from luban.models._layers import (
     MONOTONE,
     Activation,
+    BatchNorm1d,
+    BatchNorm2d,
     Dropout,
     Init,
     activation_of,
@@ -171,3 +173,13 @@ def test_per_layer_refuses_a_list_of_another_length() -> None:
     assert per_layer([1, 2], 2, "kernel") == [1, 2]
     with pytest.raises(ValueError, match="kernel has 3 values for 2 layers"):
         per_layer([1, 2, 3], 2, "kernel")
+
+
+@pytest.mark.parametrize(("norm", "shape"), [(BatchNorm1d, (1, 3)), (BatchNorm2d, (1, 3, 1, 1))])
+def test_batch_norm_takes_a_batch_of_one(norm: type[nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = norm(3), torch.randn(shape)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    out = layer.train()(x)
+    assert torch.allclose(out, layer.eval()(x))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())

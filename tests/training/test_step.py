@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from luban import registry
 from luban.data.batch import Batch
 from luban.data.contracts import Field
 from luban.data.ragged import Ragged
 from luban.errors import RecipeError
 from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Section
+from luban.testing import check_objective
 from luban.training.step import GradientStep
 
 CLASSES = ["a", "b", "c"]
@@ -123,6 +126,44 @@ def test_accumulation_is_exact(sizes: list[int], seed: int) -> None:
     assert loss_one == pytest.approx(loss_many, rel=1e-5)
     for a, b in zip(one, many, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+FITTING = {
+    "cross_entropy": ["label"],
+    "binary_cross_entropy": ["yes", "tags"],
+    "focal": ["label", "yes", "tags"],
+    "mean_squared": ["price"],
+    "mean_absolute": ["price"],
+    "huber": ["price"],
+}
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("name", registry.names("objectives"))
+def test_every_objective_keeps_its_contract(name: str, weighted: bool) -> None:
+    batch = make_batch(9)
+    if not weighted:
+        del batch["row.weight"]
+    outputs = {key: value.detach() for key, value in Heads()(batch).items()}
+    for target in FITTING[name]:
+        check_objective(Section("objectives").parse({"type": name, "target": target}), FACTS, outputs, batch)  # type: ignore[arg-type]
+
+
+def test_check_objective_catches_a_mean() -> None:
+    """The check can fail: an objective that returns a mean in place of a sum."""
+
+    class Mean(registry.lookup("objectives", "mean_squared")):  # type: ignore[misc]
+        def losses(self, outputs: Any, batch: Batch) -> Any:
+            return {
+                name: replace(part, total=part.total / part.count)
+                for name, part in super().losses(outputs, batch).items()
+            }
+
+    batch = make_batch(9)
+    outputs = {key: value.detach() for key, value in Heads()(batch).items()}
+    mean = Mean()
+    with pytest.raises(AssertionError, match="no sum over rows|options change"):
+        check_objective(mean, FACTS, outputs, batch)
 
 
 def test_class_weighted_cross_entropy_is_torchs() -> None:

@@ -202,7 +202,7 @@ class _Preparation:
         ):  # so that training rows that stand in the others can be left out
             if name not in self.sources:
                 continue
-            read[name] = 0
+            read[name] = kept = 0
             (spool / name).mkdir()
             # Steps that need no fitting act here, once, before rows are keyed: repaired duplicates are duplicates.
             steps = [
@@ -210,9 +210,13 @@ class _Preparation:
             ]
             for i, chunk in enumerate(self.sources[name].scan()):
                 if i == 0:
-                    self.pipeline.require(chunk.columns, targets=True)
+                    try:
+                        self.pipeline.require(chunk.columns, targets=True)
+                    except DataError as error:
+                        raise DataError(f"the {name} data: {error}") from None
                 read[name] += len(chunk)
                 chunk = self.pipeline.clean(chunk, predicting=False, steps=steps)
+                kept += len(chunk)
                 keys = row_keys(chunk, self.pipeline.inputs)
                 if name != "train":
                     elsewhere.update(keys.tolist())
@@ -227,6 +231,10 @@ class _Preparation:
                 self.report(f"reading {name}", read[name])
             if not read[name]:
                 raise DataError(f"the {name} data has a header but no row; give at least a few rows")
+            if not kept:
+                raise DataError(
+                    f"none of the {read[name]:,} rows of the {name} data is left after cleaning: {_commonest(self.pipeline.counts)}; see data.clean"
+                )
         return read
 
     @staticmethod

@@ -4,10 +4,10 @@
 
     batches ──update──▶ Collector (one short record a row) ──compute──▶ Measured: metrics, intervals, details
 
-Each metric is a function of weighted sums over the rows, or of rows in order of their score. The same
-function gives the value (every row once) and a resample (rows as often as drawn), so that an interval cannot
-drift away from its number. The values are scikit-learn's to 1e-6, and the tests hold them to it; what
-scikit-learn warns about has the value None here and the reason beside it.
+The values are scikit-learn's (`luban.evaluation.library`). For the resamples behind an interval each metric is
+also a function of weighted sums over the rows, or of rows in order of their score; that function agrees with
+the library to 1e-6, and the tests hold it to that. What scikit-learn warns about has the value None here and
+the reason beside it.
 
 ==========  =============================================================================================
 task        metrics
@@ -28,6 +28,7 @@ in the truth), so that a class which the rows lack neither helps nor harms.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from luban.errors import DivergenceError, MachineError
+from luban.evaluation import library
 from luban.evaluation.intervals import UNITS, Floats, Metric, deal, interval, mcnemar, resamples
 
 __all__ = [
@@ -199,10 +201,15 @@ class Collector:
         Args:
             resamples: of the bootstrap; 0 leaves the intervals out.
             seed: of the bootstrap.
-            details: whether to make the tables and curves.
+            details: whether to make the tables and curves, and to take the values from scikit-learn; without, a
+                quick look at the validation rows costs little.
         """
         records = self.records()
         drawn = _bootstrap(self.task, records, len(self.classes), resamples, seed)
+        if details:
+            for name, value in library.values(self.task, records, len(self.classes)).items():
+                if not math.isnan(drawn.values.get(name, math.nan)):
+                    drawn.values[name] = value
         metrics = {
             name: interval(
                 drawn.values[name],

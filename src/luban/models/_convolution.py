@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from luban.errors import RecipeError
-from luban.models._layers import MONOTONE, Activation, activation_of, in_channels_last
+from luban.models._layers import MONOTONE, Activation, BatchNorm2d, activation_of, in_channels_last
 
 __all__ = ["Convolutions", "image_norm"]
 
@@ -17,7 +17,7 @@ def image_norm(kind: Literal["none", "batch", "group"], channels: int) -> nn.Mod
     """Return batch (Ioffe and Szegedy, 2015) or group normalisation (Wu and He, 2018; at most 8 channels a group)."""
     match kind:
         case "batch":
-            return nn.BatchNorm2d(channels)
+            return BatchNorm2d(channels)
         case "group":
             return nn.GroupNorm(
                 next(n for n in range(max(1, channels // 8), 0, -1) if channels % n == 0), channels
@@ -43,6 +43,7 @@ class Convolutions(nn.Module):
         RecipeError: if the image becomes smaller than a kernel on the way.
 
     Example:
+        >>> import torch
         >>> stack = Convolutions((28, 28, 1), [32, 64], pools=[2, 2])
         >>> stack.width, stack(torch.zeros(5, 1, 28, 28)).shape
         (1600, torch.Size([5, 1600]))

@@ -85,6 +85,7 @@ class Numbers(Encoder):
     With `periodic`, each of the named columns goes through sines and cosines of learned frequencies and a small dense layer of
     its own (the PLR embedding of Gorishniy et al., 'On Embeddings for Numerical Features', 2022), which lets a dense network
     draw sharp boundaries along one column. The plain value stays beside it, so that far-off values are still ordered.
+    Frequencies suit numbers of about unit variance.
 
     Args:
         names: fields of one number a row.
@@ -238,12 +239,14 @@ def channels_last(pixels: Tensor) -> Tensor:
 
 
 def read(batch: Batch, name: str) -> Tensor:
+    """Return a field of one shape a row, (B, ...)."""
     value = batch[name]
     assert isinstance(value, Tensor), f"'{name}' is ragged"
     return value
 
 
 def read_ragged(batch: Batch, name: str) -> Ragged:
+    """Return a field whose rows differ in length."""
     value = batch[name]
     assert isinstance(value, Ragged), f"'{name}' is not ragged"
     return value

@@ -16,6 +16,8 @@ from luban.data.ragged import Ragged
 __all__ = [
     "MONOTONE",
     "Activation",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "Count",
     "Dropout",
     "Init",
@@ -173,6 +175,29 @@ def per_layer(value: Any, layers: int, key: str) -> list[Any]:
     return value
 
 
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation that takes a batch of one value a channel, which has no variance, by its running statistics.
+
+    The last batch of an epoch may hold a single row; PyTorch's own then raises an error, after an hour of training.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) to the same shape."""
+        if self.training and x.numel() == self.num_features:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(x)
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """Over rows (B, C)."""
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """Over maps (B, C, H, W)."""
+
+
 class _Residual(nn.Module):
     """Layers whose input is added to their output."""
 
@@ -222,7 +247,7 @@ def dense(
     for size, rate in zip(hidden, per_layer(dropout, len(hidden), "dropout"), strict=True):
         parts: list[nn.Module] = [nn.Linear(width, size)]
         if norm != "none":
-            parts.append(nn.BatchNorm1d(size) if norm == "batch" else nn.LayerNorm(size))
+            parts.append(BatchNorm1d(size) if norm == "batch" else nn.LayerNorm(size))
         parts.append(activation_of(activation))
         if rate:
             parts.append(Dropout(rate))
@@ -265,9 +290,10 @@ def pooled(states: Ragged, how: Literal["first", "last", "mean", "max"]) -> Tens
     if how == "max":
         highest = states.max()
         return highest.masked_fill(states.lengths[:, None] == 0, 0.0)
-    present = states.lengths > 0
-    if bool(present.all()):
-        return states.first() if how == "first" else states.last()
-    places = (states.offsets[:-1] if how == "first" else states.offsets[1:] - 1)[present]
-    result = states.values.new_zeros(len(states), states.values.shape[1])
-    return result.masked_scatter(present[:, None], states.values[places])
+    if len(states.values) == 0:
+        return states.values.new_zeros(len(states), states.values.shape[1])
+    # Without asking whether a row is empty, since a device would have to be waited for.
+    places = (states.offsets[:-1] if how == "first" else states.offsets[1:] - 1).clamp(
+        0, len(states.values) - 1
+    )
+    return states.values.index_select(0, places).masked_fill(states.lengths[:, None] == 0, 0.0)

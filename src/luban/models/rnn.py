@@ -156,11 +156,10 @@ class _Tokens(_Recurrent):
         pooled_rows = vectors.new_zeros(len(ids), self.width)
         if len(vectors) == 0:  # nothing to read in any row
             return pooled_rows, Ragged(vectors.new_zeros(0, self.width), ids.offsets)
-        lengths = ids.lengths
-        by_length = lengths.argsort(descending=True, stable=True)  # (B,)
-        rank = by_length.argsort()
-        order = (ids.positions * len(ids) + rank[ids.rows]).argsort()  # (T,) packed place → flat place
-        states, last = self.run(vectors.index_select(0, order), ids.positions.bincount().cpu())
+        by_length = ids.lengths.argsort(descending=True, stable=True)  # (B,)
+        positions, rank = ids.positions, by_length.argsort()
+        order = (positions * len(ids) + rank[ids.rows]).argsort()  # (T,) packed place → flat place
+        states, last = self.run(vectors.index_select(0, order), positions.bincount().cpu())
         ragged = ids.like(states.index_select(0, order.argsort()))
         if self.pool == "last":
             return pooled_rows.index_copy(0, by_length[: len(last)], last), ragged

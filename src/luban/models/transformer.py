@@ -116,8 +116,8 @@ class _Layers(Encoder):
     def run(self, vectors: Tensor, rows: Ragged) -> Features:
         """Return the pooled row and its states, from one vector a position, (T, D), over `rows`."""
         where = rows.positions
-        longest = int(rows.lengths.max()) if len(rows) else 0
         if self.positions == "learned":
+            longest = int(rows.lengths.max()) if len(rows) else 0
             if longest > self.max_positions:
                 raise DataError(
                     f"a row of '{self.name}' has {longest} positions, and positions 'learned' has vectors for {self.max_positions}: "

@@ -23,6 +23,7 @@ from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Recipe, Section
 from luban.training import machine
 from luban.training.engine import flops_of, units_in
+from luban.training.callbacks._base import Callback
 from luban.training.optimizers._base import Optimizer
 from luban.training.schedules._base import Schedule
 from luban.training.step import GradientStep
@@ -77,6 +78,12 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     train = recipe.train
     if train.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("train.device is cuda, but torch sees no CUDA device here; use cpu or auto")
+    if isinstance(train.optimizer, Optimizer) and train.optimizer.whole_set and train.accumulate != 1:
+        raise RecipeError(
+            f"optimizer {train.optimizer.type} makes one update of the whole training set, so train.accumulate={train.accumulate} has no meaning; remove it"
+        )
+    for callback in train.callbacks:
+        cast(Callback, callback).require()
 
     augment = [cast(Augmenter, one) for one in recipe.data.augment]
     texts = _texts_to_augment(recipe, augment)

@@ -12,7 +12,7 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.pipeline import is_fitted_step
 from luban.data.prepare import SPLITS, split_rows
-from luban.errors import DataError, LubanError
+from luban.errors import ArtefactError, DataError, LubanError
 from luban.evaluation.run import evaluate as score
 from luban.predict import of_artefact
 from luban.verbs.rows import chunks_of, is_literal, open_data
@@ -37,7 +37,7 @@ def evaluate(
         data: rows with inputs and targets, as `luban predict` takes them.
         split: ``train``, ``validation`` or ``test``: only the rows that were in this split when the artefact was trained, told
             by what they contain.
-        by: columns whose values each get figures of their own.
+        by: columns whose values each get figures of their own; the recipe's groups by default.
         device: ``cpu`` or ``cuda``.
         resamples: bootstrap resamples behind the 95 % intervals.
         console: who is told what should be known.
@@ -64,11 +64,15 @@ def evaluate(
         )
     for warning in warnings:
         console.say(f"careful: {warning}")
-    result = score(predictor, chunks, by=by, resamples=resamples)
+    result = score(predictor, chunks, by=by or predictor.pipeline.groups, resamples=resamples)
     return {"artefact": str(artefact), **result.to_json(), "split": split, "warnings": warnings}
 
 
 def _of_split(artefact: Artefact, chunks: Iterator[pl.DataFrame], split: str) -> Iterator[pl.DataFrame]:
+    if "split" not in artefact.lineage:
+        raise ArtefactError(
+            f"'{artefact.path}' does not say how its rows were split, so its {split} rows are not known; leave --split out"
+        )
     for chunk in chunks:
         # Rows were keyed after the steps that need no fitting; the same steps give the same keys.
         steps = [step for step in artefact.pipeline.cleaners if not is_fitted_step(step)]

@@ -49,7 +49,8 @@ def chunks_of(data: str, columns: list[str], chunk_rows: int = 8192) -> Iterator
             raise DataError(
                 f"the literal row is no JSON ({error}); write for instance {_example(columns)}"
             ) from None
-        yield frame_of(rows if isinstance(rows, list) else [rows])
+        if rows != []:
+            yield frame_of(rows if isinstance(rows, list) else [rows])
     elif _looks_like_data(data):
         yield from open_data(data).scan(chunk_rows)
     elif len(columns) == 1:

@@ -236,7 +236,7 @@ def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console:
         metrics: dict[str, Any] = {}
         if split is not None:
             console.say(f"measuring on {prepared.rows[split]:,} {split} rows")
-            measured = evaluate(predictor, prepared.raw(split))
+            measured = evaluate(predictor, prepared.raw(split), by=prepared.pipeline.groups)
             metrics = {
                 "measured_on": split,
                 "rows": measured.rows,

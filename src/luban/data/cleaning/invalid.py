@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import polars as pl
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from luban.data.cleaning._base import Step, chosen, is_missing, numbers
 from luban.recipe import Config
@@ -81,39 +81,6 @@ class Rule(Config):
         return (broken.fill_null(False) & ~absent) | (absent & pl.Series([self.required]))
 
 
-@register("cleaning")
-class Invalid(Step):
-    """Drop training rows that break a rule. Rows to predict pass, since there is nobody to correct them.
-
-    A rule is a range of numbers (``0..120``, ``0..``, ``..1``), a list of the values there may be, or a
-    mapping of min, max, min_length, max_length, values, matches and required.
-
-    Example:
-        ``clean: [{type: invalid, rules: {age: 0..120, label: [good, bad], text: {min_length: 1}}}]``
-    """
-
-    rules: dict[str, Rule] = Field(min_length=1)
-    """Column → rule."""
-
-    @field_validator("rules", mode="before")
-    @classmethod
-    def _short_forms(cls, rules: Any) -> Any:
-        return {name: _rule(rule) for name, rule in rules.items()} if isinstance(rules, dict) else rules
-
-    def apply(self, rows: pl.DataFrame, *, predicting: bool) -> pl.DataFrame:
-        """Return the chunk without rows that break a rule; each is counted, under every column that it
-        breaks."""
-        if predicting or rows.is_empty():
-            return rows
-        bad = pl.Series([False]).new_from_index(0, len(rows))
-        for name in chosen([*self.rules], rows):
-            broken = self.rules[name].broken(rows[name])
-            self._count(f"rule of '{name}' broken", int(broken.sum()))
-            bad |= broken
-        self._count("dropped", int(bad.sum()))
-        return rows.filter(~bad)
-
-
 def _rule(rule: Any) -> Any:
     """Turn a short form into a mapping; what is no short form is left to the validation."""
     if isinstance(rule, list):
@@ -130,3 +97,36 @@ def _rule(rule: Any) -> Any:
                 "{min_length: 1}"
             ) from None
     return rule
+
+
+_ShortRule = Annotated[
+    Rule, BeforeValidator(_rule, json_schema_input_type=Rule | str | list[str | int | float | bool])
+]
+
+
+@register("cleaning")
+class Invalid(Step):
+    """Drop training rows that break a rule. Rows to predict pass, since there is nobody to correct them.
+
+    A rule is a range of numbers (``0..120``, ``0..``, ``..1``), a list of the values there may be, or a
+    mapping of min, max, min_length, max_length, values, matches and required.
+
+    Example:
+        ``clean: [{type: invalid, rules: {age: 0..120, label: [good, bad], text: {min_length: 1}}}]``
+    """
+
+    rules: dict[str, _ShortRule] = Field(min_length=1)
+    """Column → rule."""
+
+    def apply(self, rows: pl.DataFrame, *, predicting: bool) -> pl.DataFrame:
+        """Return the chunk without rows that break a rule; each is counted, under every column that it
+        breaks."""
+        if predicting or rows.is_empty():
+            return rows
+        bad = pl.Series([False]).new_from_index(0, len(rows))
+        for name in chosen([*self.rules], rows):
+            broken = self.rules[name].broken(rows[name])
+            self._count(f"rule of '{name}' broken", int(broken.sum()))
+            bad |= broken
+        self._count("dropped", int(bad.sum()))
+        return rows.filter(~bad)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import polars as pl
 
 from luban.data.contracts import Array
 
-__all__ = ["as_numbers", "as_words", "in_order", "sigmoid", "smallest_integer"]
+__all__ = ["LARGEST", "as_numbers", "as_words", "in_order", "sigmoid", "smallest_integer"]
+
+LARGEST = 1e38
+"""What float32 holds, nearly; a number beyond it counts as none."""
 
 
 def as_numbers(values: pl.Series) -> pl.Series:
-    """Return the column as Float64; what is no finite number becomes null.
+    """Return the column as Float64; what is no number, or none that float32 holds, becomes null.
 
     Thousands separators, surrounding blanks, full-width digits and a trailing percent sign are understood.
     """
@@ -34,7 +39,7 @@ def as_numbers(values: pl.Series) -> pl.Series:
         numbers = pl.Series(values.name, [None] * len(values), dtype=pl.Float64)
     else:
         numbers = values.cast(pl.String, strict=False).cast(pl.Float64, strict=False)
-    return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series().alias(values.name)
+    return pl.select(pl.when(numbers.abs() <= LARGEST).then(numbers)).to_series().alias(values.name)
 
 
 def as_words(values: pl.Series) -> pl.Series:
@@ -43,6 +48,7 @@ def as_words(values: pl.Series) -> pl.Series:
         words = values.str.strip_chars()
         return pl.select(pl.when(words != "").then(words)).to_series().alias(values.name)
     if values.dtype.is_float():
+        values = values.fill_nan(None)
         whole = values.is_finite() & (values == values.floor()) & (values.abs() < 2**53)
         whole_words = values.cast(pl.Int64, strict=False).cast(pl.String)
         return (
@@ -65,9 +71,12 @@ def smallest_integer(size: int) -> str:
 def in_order(words: list[str]) -> list[str]:
     """Sort words: as numbers if all are, else as text."""
     try:
-        return sorted(words, key=lambda w: (float(w), w))
+        numbers = {word: float(word) for word in words}
     except ValueError:
         return sorted(words)
+    if not all(map(math.isfinite, numbers.values())):  # 'nan' stands before and after every number
+        return sorted(words)
+    return sorted(words, key=lambda word: (numbers[word], word))
 
 
 def sigmoid(logits: Array) -> Array:

@@ -19,13 +19,15 @@ _FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M",
     "%Y/%m/%d", "%Y%m%d", "%Y.%m.%d", "%Y年%m月%d日 %H:%M:%S", "%Y年%m月%d日", "%d/%m/%Y", "%d.%m.%Y", "%m/%d/%Y",
 )  # fmt: skip
+_ISO = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
+_TIME = ("%H", "%I", "%k", "%l", "%T", "%R", "%X", "%r", "%c", "%s", "%+")
 
 
 def as_times(values: pl.Series, formats: list[str] | None = None) -> pl.Series:
     """Return the column as Datetime (microseconds, no zone); what is no date becomes null.
 
-    Formats are tried in order, the first that reads a cell wins. Without `formats`, the usual ISO, Chinese, European and US
-    orders are tried; an ambiguous 03/04/2026 is read day first.
+    Formats are tried in order, the first that reads a cell wins; ISO 8601 is always understood. Without `formats`, the usual
+    Chinese, European and US orders are tried too; an ambiguous 03/04/2026 is read day first.
     """
     if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
         times = (
@@ -38,10 +40,10 @@ def as_times(values: pl.Series, formats: list[str] | None = None) -> pl.Series:
         return pl.Series(values.name, [None] * len(values), dtype=pl.Datetime("us"))
     text = values.cast(pl.String).str.strip_chars().str.strip_suffix("Z")
     result = pl.Series(values.name, [None] * len(values), dtype=pl.Datetime("us"))
-    for layout in formats or _FORMATS:
+    for layout in [*formats, *_ISO] if formats else _FORMATS:
         if result.null_count() == text.null_count():
             break
-        has_time = "%H" in layout
+        has_time = any(part in layout for part in _TIME)
         if has_time:
             parsed = text.str.to_datetime(layout, strict=False, time_unit="us")
         else:

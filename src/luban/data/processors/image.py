@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -30,8 +30,8 @@ _DATA_URL = "data:image/png;base64,"
 class Image(Processor):
     """A picture, brought to one size.
 
-    A cell is the path of a file, its bytes, a ``data:image/...;base64,`` URL, or an array (H, W) or (H, W, C) of 0 to 255. Field ``pixels`` is stored as bytes
-    (H, W, C) and normalised on the device.
+    A cell is the path of a file, its bytes, a ``data:image/...;base64,`` URL, or an array (H, W) or (H, W, C) of 0 to 255.
+    Field ``pixels`` is stored as bytes (H, W, C) and normalised on the device.
     """
 
     height: Annotated[int, Option(ge=1)] | None = None
@@ -49,8 +49,14 @@ class Image(Processor):
     _moments: list[Moments] = PrivateAttr(default_factory=list)
     _mean: list[float] = PrivateAttr(default_factory=lambda: [0.0])
     _std: list[float] = PrivateAttr(default_factory=lambda: [1.0])
+    _high: float = PrivateAttr(default=0.0)
+    _fractions: bool = PrivateAttr(default=False)
 
     def update(self, values: pl.Series) -> None:
+        if _is_pixels(values) and (stack := values.drop_nulls().to_numpy()).dtype != np.uint8:
+            finite = stack[np.isfinite(stack)]
+            self._high = max(self._high, float(finite.max(initial=0.0)))
+            self._fractions |= bool((np.mod(finite, 1) > 0).any())
         if self._size is None:
             first = next(
                 (picture for picture in map(_open_or_none, _cells(values)) if picture is not None), None
@@ -72,6 +78,10 @@ class Image(Processor):
             raise DataError(
                 "no training row holds an image that can be opened; a cell is a file's path, its bytes or an array of pixels"
             )
+        if self._high > 255 or (self._high <= 1 and self._fractions):
+            raise DataError(
+                f"its pixels lie between 0 and {self._high:g}, but white is 255 here; bring the arrays to 0 ... 255 first"
+            )
         if self.normalize == "unit":
             self._mean, self._std = [0.0], [255.0]
         elif self.normalize == "zscore":
@@ -86,6 +96,8 @@ class Image(Processor):
         }
 
     def invalid(self, values: pl.Series) -> pl.Series:
+        if _is_pixels(values) and values.dtype.is_nested() and _leaf(values.dtype).is_float():
+            return pl.Series([cell is None or not np.isfinite(cell).all() for cell in _cells(values)])
         if _is_pixels(values):
             return values.is_null()
         return pl.Series([not _readable(cell) for cell in values.to_list()], dtype=pl.Boolean)
@@ -117,7 +129,8 @@ class Image(Processor):
             if stack.ndim == 3:
                 stack = stack[..., None]
             if stack.ndim == 4 and stack.shape[1:] == self._size:
-                return np.ascontiguousarray(stack).astype(np.uint8, copy=False)
+                stack = stack if stack.dtype == np.uint8 else np.clip(stack, 0, 255).astype(np.uint8)
+                return np.ascontiguousarray(stack)
         result = np.zeros((len(values), height, width, channels), dtype=np.uint8)
         for i, cell in enumerate(_cells(values)):
             try:
@@ -134,6 +147,8 @@ class Image(Processor):
 
         assert self._size is not None
         height, width, channels = self._size
+        if picture.mode.startswith("I;16"):  # convert would make all but the darkest white
+            picture = Pillow.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         picture = picture.convert("L" if channels == 1 else "RGB")
         if picture.size != (width, height):
             if self.resize == "fit":
@@ -177,13 +192,28 @@ def _open(cell: Any) -> Pillow.Image:
     if isinstance(cell, str):
         cell = Path(cell).read_bytes()  # Pillow would keep the file open until it is collected
     if isinstance(cell, bytes):
-        return Pillow.open(io.BytesIO(cell))
+        try:
+            return Pillow.open(io.BytesIO(cell))
+        except Pillow.DecompressionBombError as error:
+            raise ValueError(str(error)) from None
     array = np.asarray(cell)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim not in (2, 3) or array.dtype == object:
-        raise ValueError("it is neither a path, nor bytes, nor an array of pixels")
+    if (
+        array.dtype.kind not in "buif"
+        or not array.size
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
+    ):
+        raise ValueError("it is neither a path, nor bytes, nor an array of pixels (H, W) or (H, W, 3)")
+    if not np.isfinite(array).all():
+        raise ValueError("it holds pixels that are no numbers")
     return Pillow.fromarray(np.clip(array, 0, 255).astype(np.uint8))
+
+
+def _leaf(dtype: Any) -> pl.DataType:
+    while isinstance(dtype, pl.Array):
+        dtype = dtype.inner
+    return cast(pl.DataType, dtype)
 
 
 def _open_or_none(cell: Any) -> Pillow.Image | None:
@@ -201,13 +231,16 @@ def _content(path: str | None) -> str | None:
 
 
 def _readable(cell: Any) -> bool:
-    """Whether the image opens and its checksums hold; decoding is left to the one time it is needed."""
+    """Whether the image can be decoded, as cheaply as its format allows: one damaged file must not stop the others."""
     if cell is None:
         return False
     try:
         picture = _open(cell)
-        if isinstance(cell, str | bytes | dict):
-            picture.verify()
+        if picture.format == "PNG":
+            picture.verify()  # checksums
+        elif picture.format is not None:
+            picture.draft(picture.mode, (1, 1))  # a JPEG at an eighth of its size
+            picture.load()
     except (OSError, ValueError, SyntaxError):
         return False
     return True

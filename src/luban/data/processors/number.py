@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import PrivateAttr
 
 from luban.data.contracts import Array, Encoded, Field, Flat, Processor, Role
-from luban.data.processors._base import as_numbers
+from luban.data.processors._base import LARGEST, as_numbers
 from luban.data.quantiles import Quantiles
 from luban.data.statistics import Moments
 from luban.errors import DataError
@@ -105,10 +105,14 @@ class Number(Processor):
         numbers = as_numbers(values)
         scaled = (self._bend(numbers.to_numpy()) - self._center) / self._scale  # null is NaN here
         gaps = np.isnan(scaled)
-        encoded: Encoded = {"value": np.where(gaps, self._fill, scaled).astype(np.float32)}
+        scaled = np.where(gaps, self._fill, scaled).clip(-LARGEST, LARGEST)
+        encoded: Encoded = {"value": scaled.astype(np.float32)}
         if self._indicator:
             encoded["missing"] = gaps.astype(np.float32)
         return encoded
+
+    def encode_target(self, values: pl.Series) -> Encoded:
+        return {"value": self.encode(values)["value"]}
 
     @property
     def head_width(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +27,7 @@ __all__ = ["Text"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # A word is a run of letters, a run of digits, one CJK character, or one mark: the same rule for Chinese and for English.
 _WORD = r"[\p{Han}\p{Hiragana}\p{Katakana}]|[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]"
+_IDEOGRAPH = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"  # each a word of its own
 _SAMPLE_BYTES = (
     64 * 2**20
 )  # what a tokenizer is trained on, at most; more text changes a vocabulary of thousands little
@@ -44,7 +47,8 @@ class Text(Processor):
     """
 
     tokens: Literal["char", "word", "bpe", "wordpiece", "unigram"] = "char"
-    """char: characters; word: words of letters, and single CJK characters; bpe (byte-level), wordpiece, unigram: subwords."""
+    """char: characters; word: words of letters, and single CJK characters; bpe (byte-level), wordpiece, unigram: subwords.
+    Two fits of the same texts are equal, but for unigram, whose trainer in the library draws at random."""
     tokenizer: str | None = None
     """A tokenizer.json to use as it is, instead of training one."""
     vocabulary: Annotated[int, Option(ge=16)] = 8_000
@@ -131,8 +135,13 @@ class Text(Processor):
                 tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
                 tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
                 tokenizer.decoder = decoders.WordPiece()
+                # By default a thousand characters are known: too few for Chinese.
                 trainer = trainers.WordPieceTrainer(
-                    vocab_size=self.vocabulary, min_frequency=self.min_count, **options
+                    vocab_size=self.vocabulary,
+                    min_frequency=self.min_count,
+                    limit_alphabet=max(100, self.vocabulary * 3 // 4),
+                    show_progress=False,
+                    special_tokens=[*SPECIAL, *self._inner_characters()],
                 )
             case "unigram":
                 tokenizer = Tokenizer(models.Unigram())
@@ -154,12 +163,33 @@ class Text(Processor):
         elif self.lowercase:
             tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.train_from_iterator(self._texts, trainer)
+        if self.tokens == "wordpiece":  # the inner characters were special for the trainer only
+            trained, tokenizer = (
+                tokenizer,
+                Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]")),
+            )
+            for part in ("normalizer", "pre_tokenizer", "decoder"):
+                setattr(tokenizer, part, getattr(trained, part))
+            tokenizer.add_special_tokens(SPECIAL)
         if self.special:
             ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
             tokenizer.post_processor = processors.TemplateProcessing(
                 single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
             )
         return tokenizer
+
+    def _inner_characters(self) -> list[str]:
+        """Return ``##c`` for what may go on inside a word.
+
+        The trainer of word pieces numbers these in random order, which also decides ties between pairs; given to it in order
+        as special tokens, they make two fits of the same texts equal.
+        """
+        seen: Counter[str] = Counter()
+        for text in self._texts:
+            text = unicodedata.normalize("NFKC", text)
+            seen.update(text.lower() if self.lowercase else text)
+        inner = [c for c in seen if unicodedata.category(c)[0] in "LMN" and not re.match(_IDEOGRAPH, c)]
+        return sorted(f"##{c}" for c in sorted(inner, key=lambda c: (-seen[c], c))[:1000])
 
     def fields(self, column: str, role: Role) -> dict[str, Field]:
         size = self.trained.get_vocab_size()

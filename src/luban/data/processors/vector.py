@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 from pydantic import PrivateAttr
 
 from luban.data.contracts import Array, Encoded, Field, Processor, Role
+from luban.data.processors._base import LARGEST
 from luban.data.statistics import Moments
 from luban.errors import DataError
 from luban.registry import register
@@ -37,15 +39,16 @@ class Vector(Processor):
     _scale: float = PrivateAttr(default=1.0)
 
     def _rows(self, values: pl.Series) -> list[Array | None]:
+        cells: Iterable[Any] = values.to_list()
         if isinstance(values.dtype, pl.Array) and not values.null_count():
-            return list(values.to_numpy().reshape(len(values), -1).astype(np.float64))
+            cells = values.to_numpy()
         rows: list[Array | None] = []
-        for row in values.to_list():
+        for row in cells:
             try:
                 numbers = None if row is None else np.asarray(row, dtype=np.float64).reshape(-1)
             except (TypeError, ValueError):
                 numbers = None
-            rows.append(numbers if numbers is not None and np.isfinite(numbers).all() else None)
+            rows.append(numbers if numbers is not None and (np.abs(numbers) <= LARGEST).all() else None)
         return rows
 
     def update(self, values: pl.Series) -> None:
@@ -79,7 +82,7 @@ class Vector(Processor):
             if rows
             else np.empty((0, self._size))
         )
-        return {"value": ((numbers - self._center) / self._scale).astype(np.float32)}
+        return {"value": ((numbers - self._center) / self._scale).clip(-LARGEST, LARGEST).astype(np.float32)}
 
     def example(self, generator: np.random.Generator, n: int) -> list[Any]:
         rows = generator.normal(size=(n, self._size)) * self._scale + self._center

@@ -53,8 +53,7 @@ class Csv(TextFiles):
     names: list[str] | None = None
     """Column names, for files whose first line is a row and not a header."""
     ragged: Literal["error", "pad"] = "error"
-    """A row with too few cells: an error, or padded with empty cells and counted. Too many are always an
-    error."""
+    """A row with too few cells is an error, or padded with empty cells and counted; too many are an error."""
 
     _padded: dict[str, int] = PrivateAttr(default_factory=dict)
 
@@ -66,10 +65,8 @@ class Csv(TextFiles):
 
     def notes(self) -> list[str]:
         """Return each file's encoding, repaired lines and padded rows, as far as the files were read."""
-        padded = [
-            f"{name}: {rows} rows had too few cells and were padded" for name, rows in self._padded.items()
-        ]
-        return super().notes() + padded
+        said = "rows had too few cells and were padded"
+        return super().notes() + [f"{name}: {rows} {said}" for name, rows in self._padded.items()]
 
     def _schema(self, file: File) -> Schema:
         names, _, _ = self._open(file, whole=False)

@@ -27,9 +27,7 @@ from luban.registry import register
 __all__ = ["Sql"]
 
 _SQLITE = "sqlite:///"
-_FETCHED = (
-    10_000  # rows fetched at once, of which the first settle the types, whatever the size of the chunks
-)
+_FETCHED = 10_000  # rows fetched at once; the first of them settle the types, whatever the size of the chunks
 _PLAIN = (str, bool, int, float, bytes, NoneType, datetime, date, time, timedelta)
 _COMMENT = re.compile(r"\s+|--[^\n]*(\n|$)|/\*.*?\*/", re.DOTALL)
 _SELECTS = ("select", "with", "values", "table")
@@ -46,17 +44,16 @@ class Sql(Source):
     """The rows of a query. SQLite needs nothing further; other databases need SQLAlchemy and their driver.
 
     Types come from the first 10,000 rows; a later value of another type is an error that names the column.
-    Nothing is ever
-    written: SQLite is opened read-only, elsewhere the transaction is rolled back.
+    Nothing is ever written: SQLite is opened read-only, elsewhere the transaction is rolled back.
 
     Example:
-        >>> Sql(connection="sqlite:///shop.db", query="select text, stars from reviews").columns()  # doctest:
-        +SKIP ['text', 'stars']
+        >>> source = Sql(connection="sqlite:///shop.db", query="select text, stars from reviews")
+        >>> source.columns()      # doctest: +SKIP
+        ['text', 'stars']
     """
 
     connection: Annotated[str, Field(min_length=1)]
-    """``sqlite:///file.db``, or an SQLAlchemy URL; ``${NAME}`` is an environment variable, such as a
-    password."""
+    """``sqlite:///file.db``, or an SQLAlchemy URL; ``${NAME}`` is an environment variable (a password)."""
     query: Annotated[str, Field(min_length=1)]
     """One SELECT; with ORDER BY if the order of the rows is to be the same each time."""
 
@@ -94,14 +91,11 @@ class Sql(Source):
             schema: dict[str, pl.DataType] | None = None
             seen = 0
             while batch := rows.fetchmany(_FETCHED):
-                columns = dict(
-                    zip(
-                        names, (list(map(_plain, values)) for values in zip(*batch, strict=True)), strict=True
-                    )
-                )
-                schema = schema or {name: _dtype(name, values) for name, values in columns.items()}
+                values = ([_plain(value) for value in column] for column in zip(*batch, strict=True))
+                columns = dict(zip(names, values, strict=True))
+                schema = schema or {name: _dtype(name, column) for name, column in columns.items()}
                 yield pl.DataFrame(
-                    [_series(name, values, schema[name], seen) for name, values in columns.items()]
+                    [_series(name, column, schema[name], seen) for name, column in columns.items()]
                 )
                 seen += len(batch)
 

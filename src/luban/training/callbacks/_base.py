@@ -14,6 +14,13 @@ __all__ = ["Callback"]
 class Callback(Component):
     """Something that watches a run. Each hook does nothing by default; `state` makes it survive a restart."""
 
+    def require(self) -> None:
+        """Check, before anything else is done, that what it needs is there.
+
+        Raises:
+            MissingError: if a package is not installed.
+        """
+
     def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
         """Called before the first update, also of a resumed run, with the artefact's folder for training and the recipe."""
 

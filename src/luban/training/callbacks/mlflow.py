@@ -28,11 +28,13 @@ class Mlflow(Callback):
 
     _client: Any = PrivateAttr(default=None)
 
-    def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
+    def require(self) -> None:
         if importlib.util.find_spec("mlflow") is None:
             raise MissingError(
                 "callback mlflow needs a package that is not installed: pip install 'luban[mlflow]'"
             )
+
+    def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
         self._client = importlib.import_module("mlflow")
         self._client.set_tracking_uri(self.tracking or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
         self._client.set_experiment(self.experiment)

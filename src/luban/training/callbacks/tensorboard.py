@@ -25,11 +25,13 @@ class TensorBoard(Callback):
 
     _writer: Any = PrivateAttr(default=None)
 
-    def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
+    def require(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise MissingError(
                 "callback tensorboard needs a package that is not installed: pip install 'luban[tensorboard]'"
             )
+
+    def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(self.folder or str(folder / "tensorboard"))

@@ -28,11 +28,13 @@ class Wandb(Callback):
 
     _run: Any = PrivateAttr(default=None)
 
-    def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
+    def require(self) -> None:
         if importlib.util.find_spec("wandb") is None:
             raise MissingError(
                 "callback wandb needs a package that is not installed: pip install 'luban[wandb]'"
             )
+
+    def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
         self._run = wandb.init(
             project=self.project, mode=self.mode, dir=str(folder), config=recipe, resume="allow"
