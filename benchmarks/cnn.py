@@ -190,7 +190,7 @@ def main() -> int:
         common.serve(SIDES[sys.argv[2]])
         return 0
     options = common.arguments(__doc__ or "")
-    rounds, epochs = (5, 1) if options.quick else (7, 5)
+    rounds, epochs = (5, 3) if options.quick else (7, 5)
     write_digits()
     pythons = {
         "luban": sys.executable,

@@ -17,9 +17,9 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
-from conftest import RECIPE, Luban
 from PIL import Image
 
+from conftest import RECIPE, Luban
 from luban.verbs.train import train
 
 Make = Callable[[Path], object]
@@ -292,13 +292,13 @@ ARTEFACTS = [
     Case("an unknown model", PREDICT, ("'model' is damaged", "type 'other' is unknown"), changed_json("config.json", put("model", "type", value="other"))),
     Case("an unknown option", PREDICT, ("'model' is damaged",), changed_json("config.json", put("model", "colour", value=3))),
     Case("a damaged specification", PREDICT, ("'model' is damaged",), changed_json("config.json", put("spec", "age.value", value=3))),
-    Case("no specification of a field", PREDICT, ("'model'", "damaged"), changed_json("config.json", put("spec", value={}))),
+    Case("no specification of a field", PREDICT, ("'model' is damaged: no model can be built of its config.json",), changed_json("config.json", put("spec", value={}))),
     Case("no preprocessing", PREDICT, ("'model' is incomplete: preprocessing.json is missing",), removed("model/preprocessing.json")),
     Case("damaged preprocessing", PREDICT, ("preprocessing.json' is damaged",), text("model/preprocessing.json", b"\xff\xfe")),
     Case("preprocessing of nothing", PREDICT, ("'model' is damaged",), text("model/preprocessing.json", "{}")),
     Case("preprocessing that is a list", PREDICT, ("preprocessing.json' is damaged: it holds no mapping",), text("model/preprocessing.json", "[]")),
     Case("state of another kind", PREDICT, ("'model' is damaged",), changed_json("preprocessing.json", put("inputs", "age", "state", value={"center": "x"}))),
-    Case("a path out of the artefact", PREDICT, ("'model' is damaged: it refers to '../rows.csv' outside itself",), changed_json("preprocessing.json", put("inputs", "review", "state", "tokenizer_file", value="../rows.csv"))),
+    Case("a path out of the artefact", PREDICT, ("luban: 'model' is damaged: it refers to '../rows.csv' outside itself",), changed_json("preprocessing.json", put("inputs", "review", "state", "tokenizer_file", value="../rows.csv"))),
     Case("no tokenizer", PREDICT, ("'model' is damaged", "tokenizer.json"), removed("model/tokenizer.json")),
     Case("a damaged tokenizer", PREDICT, ("'model' is damaged",), text("model/tokenizer.json", '{"version": "1.0"}')),
     Case("no weights", PREDICT, ("'model' is incomplete: model.safetensors is missing",), removed("model/model.safetensors")),
@@ -349,7 +349,7 @@ COMMANDS = [
     Case("a file above the output", ("train", "r.yaml", "-o", "rows.csv/model"), ("'rows.csv/model'", "Not a directory"), code=3),
     Case("a folder with other files", ("train", "r.yaml", "-o", "other"), ("'other' holds other files, which are left alone"), text("other/notes.txt", "mine")),
     Case("a finished artefact", ("train", "r.yaml", "-o", "model"), ("'model' holds a finished artefact", "--force")),
-    Case("a folder for predictions", ("predict", "model", "rows.csv", "-o", "model"), ("'model'", "could not be written: Is a directory"), code=3),
+    Case("a folder for predictions", ("predict", "model", "rows.csv", "-o", "model"), ("'model' is a folder; name a file with -o",)),
     Case("a folder that is a file for predictions", ("predict", "model", "rows.csv", "-o", "rows.csv/p.jsonl"), ("'rows.csv/p.jsonl' could not be written"), code=3),
     Case("an unknown data set", ("datasets", "fetch", "minst"), ("'minst'", "did you mean 'mnist'?")),
     Case("no data set", ("datasets", "fetch"), ("NAME", "luban datasets fetch --help")),

@@ -52,7 +52,7 @@ def refused(text: str, overrides: list[str] | None = None, *, folder: Path) -> s
         ("3e-4", 3e-4), ("1E3", 1000.0), ("-.5", -0.5), ("+2.", 2.0), (".inf", math.inf), ("-.INF", -math.inf), ("12", 12), ("-7", -7),
         ("007", 7), ("0o17", 15), ("0x1F", 31), ("1_000", "1_000"), ("0b1", "0b1"), ("1:30", "1:30"), ("true", True), ("FALSE", False), ("no", "no"),
         ("yes", "yes"), ("on", "on"), ("off", "off"), ("y", "y"), ("~", None), ("null", None), ("", None), ("nULL", "nULL"), ("2024-05-01", "2024-05-01"),
-        ("=", "="), ("'3'", "3"), ('"3e-4"', "3e-4"), ("!!str 3", "3"), ("!!float 3", 3.0), ("!!int 3", 3), ("好的", "好的"), ("e5", "e5"), ("1e", "1e"),
+        ("=", "="), ("'3'", "3"), ('"3e-4"', "3e-4"), ("!!str 3", "3"), ("!!float 3", 3.0), ("!!int 3", 3), (r'"\ud83d\ude00"', "😀"), ("好的", "好的"), ("e5", "e5"), ("1e", "1e"),
         (".", "."), ("0o8", "0o8"), ("|\n  a\n  b", "a\nb"), (">\n  a\n  b", "a b"),
     ],
 )  # fmt: skip
@@ -108,9 +108,11 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i 
         ("a: 1\nb: \x07", "r:2: not valid YAML: character U+0007 may not stand in it"),
         ("a: \ud800", "r:1: not valid YAML: character U+D800"),
         ("%YAML 3.0\n---\na: 1", "r:1: not valid YAML"),
+        (r'a: "\ud83d"', "r:1: '\\ud83d' holds half a character"),
+        (r'"\ud83d": 1', "r:1: '\\ud83d' holds half a character"),
         ("a: \"\\q\"", "r:1: not valid YAML: found unknown escape character 'q'"),
     ],
-    ids=range(29),
+    ids=range(31),
 )  # fmt: skip
 def test_what_is_no_plain_data_is_refused_with_its_line(text: str, words: str) -> None:
     with pytest.raises(RecipeError) as caught:

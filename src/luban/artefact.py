@@ -109,10 +109,20 @@ class Artefact:
             raise ArtefactError(
                 f"'{path}' is damaged: config.json and preprocessing.json do not fit together ({_brief(error)})"
             ) from None
+        except ArtefactError:
+            raise
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise ArtefactError(
                 f"'{path}' is damaged: its preprocessing cannot be read ({_brief(error)})"
             ) from None
+        metrics, lineage = _read_json(folder, "metrics.json"), _read_json(folder, "lineage.json")
+        for name, part in [("metrics.json", metrics.get("metrics", {}))] + [
+            ("lineage.json", lineage.get(key, {})) for key in ("data", "rows", "split", "cost")
+        ]:
+            if not isinstance(part, dict):
+                raise ArtefactError(
+                    f"'{folder / name}' is damaged: it holds {part!r} where a mapping belongs"
+                )
         return cls(
             folder,
             model,
@@ -122,8 +132,8 @@ class Artefact:
             (folder / "recipe.yaml").read_text(encoding="utf-8")
             if (folder / "recipe.yaml").is_file()
             else "",
-            _read_json(folder, "metrics.json"),
-            _read_json(folder, "lineage.json"),
+            metrics,
+            lineage,
             _read_lines(folder, "sample.jsonl"),
         )
 
@@ -135,8 +145,12 @@ class Artefact:
         """
         try:
             module = build_model(self.model, self.adapt, self.spec)
-        except RecipeError as error:
-            raise ArtefactError(f"'{self.path}' is damaged: {error}") from None
+        except (
+            Exception
+        ) as error:  # the options were checked, but a stranger's specification may hold anything
+            raise ArtefactError(
+                f"'{self.path}' is damaged: no model can be built of its config.json ({_brief(error)})"
+            ) from error
         path = self.path / "model.safetensors"
         try:
             weights = safetensors.torch.load_file(path)

@@ -101,8 +101,9 @@ def init(
     console = _console()
     for problem in report.problems:
         console.say(str(problem))
-    _out(f"{report.path}")
-    console.say(f"next: luban check {report.path}")
+    _out(str(report.path) if report.path else report.recipe.rstrip())
+    if report.path:
+        console.say(f"next: luban check {report.path}")
 
 
 @app.command()
@@ -217,6 +218,8 @@ def predict(
             _out(json.dumps(_finite(one), ensure_ascii=False))
         return
     target = Path(output)
+    if target.is_dir():
+        raise InputError(f"'{output}' is a folder; name a file with -o")
     with files.writing(f"'{output}'"):
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.partial")
@@ -400,12 +403,20 @@ def datasets_fetch(
 # --- printing ---------------------------------------------------------------------------------------------
 
 
+_TOLD = {  # what a person is told; --json has all
+    "accuracy", "top_5_accuracy", "subset_accuracy", "hamming", "precision", "recall", "f1", "f1_macro", "mcc", "log_loss",
+    "ece", "roc_auc", "pr_auc", "mae", "rmse", "r2", "pearson",
+}  # fmt: skip
+
+
 def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | None) -> None:
     write: Callable[[str], None] = console.say if console is not None else _out
     if not metrics:
         return
     write(f"measured on {on}:")
     for name, metric in metrics.items():
+        if name.rsplit(".", 1)[-1] not in _TOLD:
+            continue
         if metric["value"] is None:
             write(f"  {name:<28} not defined: {metric.get('note')}")
             continue

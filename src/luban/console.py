@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "Terminal"]
 
+_MAIN = ("accuracy", "subset_accuracy", "f1_macro", "rmse", "r2")  # what a look at the validation rows shows
+
 
 class Console:
     """Says nothing; what the Python API uses. `Terminal` speaks."""
@@ -117,7 +119,7 @@ class _Bar(Callback):
         shown = [
             f"{name} {value:.4f}"
             for name, value in figures.items()
-            if name == "loss" or not name.endswith(".loss")
+            if name == "loss" or name.rsplit(".", 1)[-1] in _MAIN
         ]
         best = "  *" if progress.best_step == progress.step else ""
         speed = f"{self._figures['rows_per_second']:,.0f} rows/s" if self._figures else ""

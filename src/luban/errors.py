@@ -13,7 +13,7 @@
     │   └── DivergenceError     training reached a loss that is not finite
     └── MachineError          exit code 3: the disk is full, a file cannot be written, a device is lost
 
-A message is one sentence: the value received, the values accepted, what to do next. `at` prefixes the place.
+A message is one sentence in one line: the value received, the values accepted, what to do next. `at` prefixes the place.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class LubanError(Exception):
     exit_code = 3
 
     def __init__(self, message: str, *, at: str | None = None) -> None:
-        super().__init__(f"{at}: {message}" if at else message)
+        whole = f"{at}: {message}" if at else message
+        super().__init__(
+            " ".join(line.strip() for line in whole.splitlines()) if len(whole.splitlines()) > 1 else whole
+        )
         self.at = at
 
 

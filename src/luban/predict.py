@@ -19,7 +19,7 @@ from luban.data.batch import Batch, to_batch
 from luban.data.contracts import Array, Encoded, Spec
 from luban.data.pipeline import Pipeline
 from luban.data.store import slice_rows
-from luban.errors import ArtefactError, DataError, InputError, ParityError
+from luban.errors import ArtefactError, DataError, InputError, LubanError, ParityError
 
 __all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
 
@@ -232,6 +232,13 @@ def of_artefact(artefact: Artefact, *, device: str = "cpu", verify: bool = True)
     where = torch.device(device)
     predictor = Predictor(artefact.build().to(where), artefact.pipeline, artefact.spec, where)
     if verify:
-        predictor.verify(artefact.sample, f"'{artefact.path}'")
+        try:
+            predictor.verify(artefact.sample, f"'{artefact.path}'")
+        except (LubanError, OSError, MemoryError):
+            raise
+        except Exception as error:  # files that are well formed by themselves may still contradict each other
+            raise ArtefactError(
+                f"'{artefact.path}' is damaged: its files do not fit together ({type(error).__name__}: {error})"
+            ) from error
         artefact.verify_weights()
     return predictor

@@ -112,7 +112,10 @@ class Sized(Component):
     def _fill_from_size(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        derived = cls.SIZES.get(values.get("size", cls.model_fields["size"].default), {})
+        size = values.get("size", cls.model_fields["size"].default)
+        derived = (
+            cls.SIZES.get(size, {}) if isinstance(size, str) else {}
+        )  # else the validation says what it should be
         return {**derived, **values}
 
 
@@ -410,8 +413,22 @@ def _install_resolvers() -> None:
 _install_resolvers()
 
 
+def _joined(text: str, at: str | None) -> str:
+    """Return text with pairs of surrogates joined: JSON writes 😀 as two escapes, and YAML reads JSON.
+
+    Raises:
+        RecipeError: for a half of such a pair, which no file could hold.
+    """
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise RecipeError(f"{text[:60]!r} holds half a character (a lone surrogate); remove it", at=at) from None
+
+
 def _scalar(node: yaml.ScalarNode, at: str) -> Any:
-    text, tag = node.value, node.tag.removeprefix("tag:yaml.org,2002:")
+    text, tag = _joined(node.value, at), node.tag.removeprefix("tag:yaml.org,2002:")
     try:
         match tag:
             case "str":
@@ -458,7 +475,7 @@ def _construct(node: yaml.Node, where: Where, document: Document, depth: int = 0
         if not isinstance(key_node, yaml.ScalarNode):
             raise RecipeError("a key must be a plain word, not a list or a mapping", at=at)
         _scalar(key_node, at)  # refuses tags
-        key = key_node.value
+        key = _joined(key_node.value, at)
         if key in result:
             raise RecipeError(
                 f"key '{key}' is repeated; its first value stands in line {document.lines[(*where, key)]}",
@@ -596,8 +613,10 @@ def load(
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, str):
+        return _joined(value, None)
     if isinstance(value, Mapping):
-        return {str(k): _copy(v) for k, v in value.items()}
+        return {_joined(str(k), None): _copy(v) for k, v in value.items()}
     return [_copy(v) for v in value] if isinstance(value, list | tuple) else value
 
 
@@ -743,9 +762,9 @@ def _keys_of(problem: Any, data: Any) -> tuple[Where, Where]:
     shared: Where | None = None
     value, loc = data, problem["loc"]
     for i, part in enumerate(loc):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        ):
             value = value[part]
         elif not (problem["type"] == "missing" and i == len(loc) - 1):
             shared = tuple(where) if shared is None else shared

@@ -214,6 +214,9 @@ def test_arrays() -> None:
     picture = describe(series(np.zeros((20, 28, 28), dtype=np.uint8)))
     assert (picture.type, picture.size) == ("image", (28, 28))
     assert describe(series(np.zeros((20, 8, 8, 3), dtype=np.uint8))).type == "image"
+    fractions = describe(series(rng.random((20, 8, 8))))
+    assert fractions.type is None
+    assert "white is 255" in fractions.reason
 
 
 def test_pictures_by_path_and_by_bytes(tmp_path: Path) -> None:
@@ -253,6 +256,11 @@ def test_target_by_place() -> None:
     result = found(table(kind=["a", "b"] * 100, note=sentences()))
     assert [t.name for t in result.targets] == ["kind"]
     assert "last column that fits" in result.targets[0].reason
+
+
+def test_a_column_of_many_words_is_the_last_choice() -> None:
+    many = [f"w{i % 60}" for i in range(N)]
+    assert [t.name for t in found({"kind": ["u", "v"] * 100, "word": many}).targets] == ["kind"]
 
 
 def test_target_by_the_user_and_its_misspelling() -> None:
@@ -340,8 +348,9 @@ def test_duplicates_and_contradictions() -> None:
         [3.5 if i % 2 else 2.0 + i % 7 / 10 for i in range(N)],
         ["negativ" if i % 2 else "positiv" for i in range(N)],
         [None if i % 2 else i * 1.3 for i in range(N)],
+        [None if i % 2 else f"2024-01-{1 + i % 28:02} {i % 24:02}:{i % 60:02}" for i in range(N)],
     ],
-    ids=["number", "word", "gap"],
+    ids=["number", "word", "gap", "date or nothing"],
 )
 def test_a_column_that_gives_the_answer_is_left_out(leak: list[Any]) -> None:
     result = found(table(score=leak, label=["a", "b"] * 100), ["label"])
@@ -450,7 +459,7 @@ def test_customers_stay_together_and_time_goes_on() -> None:
     ("inputs", "model"),
     [
         ({"x": rng.normal(size=N)}, "mlp"),
-        ({"x": rng.normal(size=N), "text": sentences()}, "textcnn"),
+        ({"x": rng.normal(size=N), "text": sentences()}, "fasttext"),
         ({"image": np.zeros((N, 28, 28), dtype=np.uint8)}, "cnn"),
         ({"image": np.zeros((N, 8, 8), dtype=np.uint8)}, "mlp"),
     ],

@@ -35,9 +35,7 @@ __all__ = ["LOOKED_AT", "Column", "Inference", "Problem", "Sample", "describe", 
 
 LOOKED_AT = 20_000
 """Rows looked at, at most."""
-_SCANNED = (
-    512 << 20
-)  # bytes in memory that are gone through to spread those rows over; a bigger file's rest is not read
+_SCANNED = 512 << 20  # bytes gone through to spread those rows over; the rest of a bigger file is not read
 _HELD = 256 << 20  # bytes of rows held, at most: pictures in arrays are large
 _MAX_LENGTH = 512  # tokens that the processor of text keeps of a text by default
 
@@ -50,6 +48,7 @@ _TARGETS = (
     "result", "risk", "quality", "default", "tags", "结果", "等级", "价格", "房价", "收入", "销量", "评分", "分数", "得分",
     "星级", "是否流失", "是否违约", "意图", "intent", "type",
 )  # fmt: skip
+_UNNAMED = 2 * len(_TARGETS)  # the rank of a name that says nothing
 _CLASSES = re.compile(r"label|target|class|category|grade|species|type|标签|类|等级|^y$", re.IGNORECASE)
 _IDS = re.compile(
     r"(^|[ _.-])(id|ids|uuid|guid|idx|index|key|hash|md5|row|rownum|serial|no|unnamed: \d+)$|编号|序号|流水号|订单号|身份证|工号|学号|主键",
@@ -317,6 +316,13 @@ def _nested(values: pl.Series) -> Column:
     (shape,) = shapes
     if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)):
         size = " x ".join(map(str, shape))
+        stack = np.asarray(cells, dtype=np.float64)
+        high = float(stack.max())
+        if high > 255 or (high <= 1 and (np.mod(stack, 1) > 0).any()):
+            reason = (
+                f"its pixels lie between 0 and {figure(high)}, but white is 255 here; bring them to 0 ... 255"
+            )
+            return Column(name, None, reason, otherwise="image")
         return Column(name, "image", f"arrays of {size} pixels", size=(shape[0], shape[1]))
     return Column(name, "vector", f"lists of {math.prod(shape)} numbers")
 
@@ -601,10 +607,12 @@ def _choose_targets(rows: pl.DataFrame, columns: dict[str, Column], whole: bool)
         if column.role == "split" or (column.type is None and column.otherwise != "number"):
             continue
         rank = _target_rank(name)
-        if column.type is None and rank == len(_TARGETS) * 2:
+        if column.type is None and rank == _UNNAMED:
             continue  # a counter of rows is a target only if its name says so
         target = _as_target(rows[name], column, whole=whole)
-        if target.type is not None and (target.type != "set" or rank < len(_TARGETS) * 2):
+        if target.type == "category" and target.distinct > max(10, len(rows) / 20):
+            rank += 1  # hardly classes: only if nothing else fits
+        if target.type is not None and (target.type != "set" or rank < _UNNAMED):
             fitting.append((rank, -place, target))
     if not fitting:
         raise DataError(
@@ -613,7 +621,9 @@ def _choose_targets(rows: pl.DataFrame, columns: dict[str, Column], whole: bool)
         )
     rank, _, target = min(fitting, key=lambda one: one[:2])
     target.reason += (
-        "; chosen by its name" if rank < len(_TARGETS) * 2 else "; chosen as the last column that fits"
+        "; chosen by its name"
+        if _target_rank(target.name) < _UNNAMED
+        else "; chosen as the last column that fits"
     )
     return target
 
@@ -625,7 +635,7 @@ def _target_rank(name: str) -> int:
     for rank, word in enumerate(_TARGETS[:5]):
         if (word > "\x7f" and plain.endswith(word)) or word in plain.split():
             return len(_TARGETS) + rank
-    return len(_TARGETS) * 2
+    return _UNNAMED
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------
@@ -714,6 +724,11 @@ def infer(sample: Sample, targets: list[str] | None = None, folder: Path | None 
         [('size', 'input', 'number'), ('price', 'target', 'number')]
     """
     rows = sample.rows
+    for name in rows.columns:
+        if name.startswith("^") and name.endswith("$"):
+            raise DataError(
+                f"column '{name}' has the name of a pattern, from ^ to $, which polars would take it for; rename it"
+            )
     columns = {name: describe(rows[name], whole=sample.whole, folder=folder) for name in rows.columns}
     for name in targets or ():
         if name not in columns:
@@ -860,17 +875,19 @@ def _guess(values: pl.Series, column: Column, words: pl.Series, asked: Array) ->
         .unique("x", keep="first", maintain_order=True)
     )
     those = pl.DataFrame({"x": cells.filter(pl.Series(asked))})
-    return (
-        those.join(best, "x", how="left", nulls_equal=True, maintain_order="left")["y"]
-        .fill_null("\0")
-        .to_numpy()
-    )
+    guess = those.join(best, "x", how="left", nulls_equal=True, maintain_order="left")["y"]
+    # A value that is new tells at least that there is one: a date of return alone says that something was returned.
+    present = pairs.filter(pl.col("x").is_not_null())["y"].mode().sort()
+    return guess.fill_null(present[0] if len(present) else "").to_numpy()
 
 
 def _targets(found: Inference, sample: Sample) -> None:
     """Few rows, rare classes, uneven classes."""
     n = sample.read
-    if found.split and not {*sample.rows[found.split["by"]].str.strip_chars().str.to_lowercase()} & _VALIDATION:
+    if (
+        found.split
+        and not {*sample.rows[found.split["by"]].str.strip_chars().str.to_lowercase()} & _VALIDATION
+    ):
         found.note(
             f"Column '{found.split['by']}' sets no rows apart for validation, so nothing tells when to stop; mark some, or split anew."
         )
@@ -927,7 +944,7 @@ def _targets(found: Inference, sample: Sample) -> None:
 
 def _missing(found: Inference, sample: Sample) -> None:
     """Cells without a value: told, and where they could not be read, cleaned."""
-    gaps = {c.name: c.missing for c in found.inputs if c.missing}
+    gaps = {c.name: c.missing for c in found.inputs if c.missing and not c.absent}
     if gaps:
         most = sorted(gaps, key=lambda name: -gaps[name])
         listed = ", ".join(f"'{name}' {percent(gaps[name])}" for name in most[:6])
@@ -1095,8 +1112,8 @@ def _choose_model(found: Inference, rows: int) -> None:
         (pictures is not None, "cnn", lambda: "a small network for small pictures"),
         (
             "text" in kinds,
-            "textcnn",
-            lambda: "finds telling phrases wherever they stand, and is quick on any machine",
+            "fasttext",
+            lambda: "learns what phrases of one to three tokens tell, in seconds on any machine",
         ),
         (True, "mlp", lambda: "dense layers are the first choice for tables"),
     ]

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from luban.data.batch import Batch, rows_in
 from luban.data.loader import ROW, Loader
@@ -25,6 +24,7 @@ from luban.errors import DivergenceError
 from luban.objectives._base import Objective
 from luban.training.callbacks._base import Callback
 from luban.training.checkpoint import Checkpoints, random_state, restore_random_state
+from luban.training.flops import FlopCounter
 from luban.training.machine import peak_memory_mb
 from luban.training.progress import Progress
 from luban.training.schedules._base import Schedule
@@ -402,10 +402,10 @@ def flops_of(objectives: Sequence[Objective], model: torch.nn.Module, batch: Bat
     """
     training = model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounter() as counter:
         compute_losses(objectives, model, batch)
     model.train(training)
-    return 3.0 * int(counter.get_total_flops()) / units_in(batch)
+    return 3.0 * int(counter.total) / units_in(batch)
 
 
 def units_in(batch: Batch) -> int:

@@ -22,8 +22,8 @@ from luban.errors import RecipeError, did_you_mean
 from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Recipe, Section
 from luban.training import machine
-from luban.training.engine import flops_of, units_in
 from luban.training.callbacks._base import Callback
+from luban.training.engine import flops_of, units_in
 from luban.training.optimizers._base import Optimizer
 from luban.training.schedules._base import Schedule
 from luban.training.step import GradientStep
@@ -73,6 +73,7 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     Raises:
         LubanError: for anything that cannot work, in one sentence.
     """
+    machine.reuse_memory()
     derived: list[str] = []
     recipe = recipe.model_copy(deep=True)
     train = recipe.train

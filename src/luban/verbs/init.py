@@ -6,6 +6,7 @@ import fnmatch
 import os
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -191,9 +192,15 @@ def _entry(key: str, value: str) -> str:
 def _aligned(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Put the comments of a block under one another."""
     block = list(lines)
-    width = max((len(text) for text, _ in block if len(text) <= 56), default=0)
+    width = max((_columns(text) for text, _ in block if _columns(text) <= 56), default=0)
     for text, comment in block:
-        yield f"{text:<{width}}  # {_comment(comment)}" if comment else text
+        gap = " " * max(0, width - _columns(text))
+        yield f"{text}{gap}  # {_comment(comment)}" if comment else text
+
+
+def _columns(text: str) -> int:
+    """Return how wide a text stands on a screen: a Chinese character takes two places."""
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
 
 
 def _comment(text: str) -> str:

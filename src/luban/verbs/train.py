@@ -89,6 +89,8 @@ def _train(
     resolved: Recipe, name: str, output: Path | None, resume: bool, force: bool, console: Console
 ) -> dict[str, Any]:
     started = time.perf_counter()
+    if output is not None and not force and artefact.is_artefact(output):
+        raise _finished(output)  # before the data is prepared
     plan = make_plan(resolved, console.stage)
     _tell(plan, console)
     identity = _identity(plan)
@@ -162,6 +164,12 @@ def _identity(plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _finished(target: Path) -> ArtefactError:
+    return ArtefactError(
+        f"'{target}' holds a finished artefact; name another place with -o, or replace it with --force"
+    )
+
+
 def _place(
     output: Path | None, name: str, identity: str, *, resume: bool, force: bool, console: Console
 ) -> Path:
@@ -180,9 +188,7 @@ def _place(
             if output is None:
                 continue
             if not force:
-                raise ArtefactError(
-                    f"'{target}' holds a finished artefact; name another place with -o, or replace it with --force"
-                )
+                raise _finished(target)
             console.say(f"'{target}' will be replaced")
             shutil.rmtree(target)
             return target

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from luban import registry
 from luban.data.cleaning import text as text_module
 from luban.data.cleaning._base import FirstSeen, is_missing, numbers
-from luban.data.quantiles import Quantiles
 from luban.data.cleaning.near_duplicates import signatures
 from luban.data.contracts import Cleaner
+from luban.data.quantiles import Quantiles
 from luban.errors import DataError, MissingError
 
 OPTIONS: dict[str, dict[str, Any]] = {

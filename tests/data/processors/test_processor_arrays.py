@@ -121,6 +121,7 @@ def test_a_damaged_picture_is_counted_and_stops_nobody(kind: str) -> None:
     assert processor.invalid(cells).to_list() == [False, True, True, True, True]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"]), data=st.data())
 def test_what_is_let_through_can_be_decoded(kind: str, data: st.DataObject) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luban.data.processors.date import Date, as_times
@@ -86,6 +86,7 @@ def test_nothing_to_fit_and_what_cannot_be_read() -> None:
 LAYOUTS = ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%Y年%m月%d日", "%Y-%m-%d %H:%M:%S", "%d.%m.%Y"]
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -93,6 +94,7 @@ LAYOUTS = ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%Y年%m月%d日", "%Y-%m-%d %H:%M:
             st.sampled_from(LAYOUTS),
         ),
         min_size=4,
+        max_size=8,
     )
 )
 def test_any_dates(moments: list[tuple[datetime.datetime, str]]) -> None:

@@ -18,23 +18,9 @@ from luban.registry import register
 __all__ = ["POSITIVE", "Binary"]
 
 POSITIVE = (
-    "1",
-    "true",
-    "yes",
-    "y",
-    "t",
-    "positive",
-    "pos",
-    "spam",
-    "是",
-    "真",
-    "有",
-    "正",
-    "正面",
-    "好评",
-    "阳性",
-    "malignant",
-)
+    "1", "true", "yes", "y", "t", "positive", "pos", "spam", "是", "真", "有", "正", "正面", "好评", "阳性", "malignant",
+)  # fmt: skip
+"""Words that are taken for yes."""
 
 
 @register("processors")

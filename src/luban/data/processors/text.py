@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -213,7 +214,7 @@ class Text(Processor):
                 rows[i] = rows[i][: self.max_length]
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         dtype = smallest_integer(self.trained.get_vocab_size())
-        flat = np.fromiter((i for row in rows for i in row), dtype=dtype, count=int(offsets[-1]))
+        flat = np.fromiter(chain.from_iterable(rows), dtype=dtype, count=int(offsets[-1]))
         return {"ids": Flat(flat, offsets)}
 
     def counts(self) -> Counter[str]:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import model_validator
 
-from luban.data.quantiles import Quantiles
 from luban.data.contracts import TEST, TRAIN, VALIDATION, Split
+from luban.data.quantiles import Quantiles
 from luban.data.splits._base import Hashes, Share, column
 from luban.errors import DataError
 from luban.registry import register
