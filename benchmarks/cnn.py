@@ -1,6 +1,6 @@
 """Training speed of the Keras tutorial's network on 28×28 digits: images a second.
 
-    python benchmarks/cnn.py [--quick] [--json]
+    python benchmarks/cnn.py [--quick] [--json] [--threads N]
 
 Three sides train the same network on the same 8,000 digits, batch 64, Adam at 0.001, from new weights each round, in turn:
 
@@ -9,8 +9,8 @@ tutorial   torch as tutorials write it: a Dataset that makes an image, a tensor 
            DataLoader, `loss.item()` in each step
 keras      Keras on TensorFlow: `model.fit` on arrays, after an epoch that compiles (not counted)
 
-Each side is a process of its own that rests while another works, with the threads that it chooses itself. All three are
-scored on the 2,000 digits held out: a quick network that learns less would not count.
+Each side is a process of its own that rests while another works, with the threads that it chooses itself, or with
+``--threads`` (on a busy machine two threads of torch wait for each other, and measure the neighbours). All three are scored on the 2,000 digits held out: a quick network that learns less would not count.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOLERANCE = 0.02  # how far accuracies may lie apart; one standard error of 2,00
 # --- the sides --------------------------------------------------------------------------------------------
 
 
-def luban_side(epochs: int, seed: int) -> dict[str, Any]:
+def luban_side(epochs: int, seed: int, threads: int | None) -> dict[str, Any]:
     """Through the engine, as `luban.train` does; the data is prepared, as it is from the second run on."""
     import torch
 
@@ -44,9 +44,9 @@ def luban_side(epochs: int, seed: int) -> dict[str, Any]:
     from luban.training.plan import make_plan
     from luban.verbs.train import _fit
 
-    resolved = recipe.load(
-        RECIPES / "articles/keras_cnn.yaml", [f"train.epochs={epochs}", f"train.seed={seed}"]
-    )
+    own = [] if threads is None else [f"train.threads={threads}"]
+    overrides = [f"train.epochs={epochs}", f"train.seed={seed}", *own]
+    resolved = recipe.load(RECIPES / "articles/keras_cnn.yaml", overrides)
     plan = make_plan(resolved)
     with tempfile.TemporaryDirectory() as folder:
         outcome = _fit(plan, Path(folder), Console())
@@ -66,7 +66,7 @@ def luban_side(epochs: int, seed: int) -> dict[str, Any]:
     }
 
 
-def tutorial_side(epochs: int, seed: int) -> dict[str, Any]:
+def tutorial_side(epochs: int, seed: int, threads: int | None) -> dict[str, Any]:
     """Torch as the tutorials write it."""
     import time
 
@@ -87,6 +87,8 @@ def tutorial_side(epochs: int, seed: int) -> dict[str, Any]:
             pixels = torch.from_numpy(np.array(image, copy=True))[None].float().div(255)  # ToTensor,
             return (pixels - 0.1307) / 0.3081, int(self.labels[index])  # and Normalize
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
@@ -118,12 +120,18 @@ def tutorial_side(epochs: int, seed: int) -> dict[str, Any]:
     }
 
 
-def keras_side(epochs: int, seed: int) -> dict[str, Any]:
+def keras_side(epochs: int, seed: int, threads: int | None) -> dict[str, Any]:
     """Keras on TensorFlow; runs in its own environment."""
     import time
 
     import keras  # type: ignore[import-not-found,unused-ignore]
 
+    if threads is not None:
+        import tensorflow  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        if tensorflow.config.threading.get_intra_op_parallelism_threads() != threads:  # before its first work
+            tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+            tensorflow.config.threading.set_inter_op_parallelism_threads(threads)
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     model = keras.Sequential(
@@ -154,7 +162,7 @@ def keras_side(epochs: int, seed: int) -> dict[str, Any]:
         "seconds": seconds,
         "images": epochs * len(scaled),
         "accuracy": float((found == y).mean()),
-        "threads": os.cpu_count(),
+        "threads": threads or os.cpu_count(),
     }
 
 
@@ -189,7 +197,9 @@ def main() -> int:
     if sys.argv[1:2] == ["--side"]:
         common.serve(SIDES[sys.argv[2]])
         return 0
-    options = common.arguments(__doc__ or "")
+    options = common.arguments(
+        __doc__ or "", lambda parser: parser.add_argument("--threads", type=int, help="of every side")
+    )
     rounds, epochs = (5, 3) if options.quick else (7, 5)
     write_digits()
     pythons = {
@@ -204,10 +214,10 @@ def main() -> int:
         name: Worker(python, __file__, name, TF_CPP_MIN_LOG_LEVEL="3") for name, python in pythons.items()
     }
     for name, worker in workers.items():  # what is paid once: imports, the first memory
-        threads[name] = worker.ask(epochs=1, seed=99)["threads"]
+        threads[name] = worker.ask(epochs=1, seed=99, threads=options.threads)["threads"]
     for seed in range(rounds):
         for name, worker in workers.items():
-            answer = worker.ask(epochs=epochs, seed=seed)
+            answer = worker.ask(epochs=epochs, seed=seed, threads=options.threads)
             speeds[name].append(answer["images"] / answer["seconds"])
             accuracies[name].append(answer["accuracy"])
             say(

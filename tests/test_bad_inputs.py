@@ -83,7 +83,9 @@ def table(**columns: Callable[[int], Any]) -> Make:
         "age": lambda i: i * 1.5, "city": lambda i: "abc"[i % 3], "review": lambda i: f"text {i}", "label": lambda i: ["good", "bad"][i % 2],
         "price": lambda i: i, "shop": lambda i: "xy"[i % 2],
     }  # fmt: skip
-    return frame("rows.csv", **{name: [make(i) for i in range(60)] for name, make in (usual | columns).items()})
+    return frame(
+        "rows.csv", **{name: [make(i) for i in range(60)] for name, make in (usual | columns).items()}
+    )
 
 
 def arrays(name: str, **values: Any) -> Make:
@@ -362,7 +364,12 @@ COMMANDS = [
 
 ALL = [
     (f"{kind}: {case.name}", case)
-    for kind, cases in (("recipe", RECIPES), ("data", DATA_PROBLEMS), ("artefact", ARTEFACTS), ("command", COMMANDS))
+    for kind, cases in (
+        ("recipe", RECIPES),
+        ("data", DATA_PROBLEMS),
+        ("artefact", ARTEFACTS),
+        ("command", COMMANDS),
+    )
     for case in cases
 ]
 

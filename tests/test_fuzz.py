@@ -55,7 +55,10 @@ def test_text_as_yaml(text: str) -> None:
 
 
 @settings(QUICK, max_examples=80)
-@given(st.binary(max_size=300) | st.lists(st.sampled_from(TOKENS[:-2]), max_size=60).map(lambda t: "".join(t).encode()))
+@given(
+    st.binary(max_size=300)
+    | st.lists(st.sampled_from(TOKENS[:-2]), max_size=60).map(lambda t: "".join(t).encode())
+)
 def test_bytes_as_a_recipe(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "garbage.yaml"
     path.write_bytes(content)
@@ -87,7 +90,9 @@ def component(section: str) -> st.SearchStrategy[Any]:
 
     def of(name: str) -> st.SearchStrategy[Any]:
         fields = list(registry.lookup(section, name).model_fields) or ["x"]
-        return st.dictionaries(st.sampled_from(fields), GARBAGE, max_size=3).map(lambda options: {**options, "type": name})
+        return st.dictionaries(st.sampled_from(fields), GARBAGE, max_size=3).map(
+            lambda options: {**options, "type": name}
+        )
 
     return st.sampled_from(registry.names(section)).flatmap(of) | GARBAGE
 
@@ -96,7 +101,9 @@ def section_of(cls: Any, **known: st.SearchStrategy[Any]) -> st.SearchStrategy[A
     return st.fixed_dictionaries({}, optional={key: known.get(key, GARBAGE) for key in cls.model_fields})
 
 
-COLUMNS = st.dictionaries(st.sampled_from(["x", "y", "*", "a b", "", "."]), component("processors"), min_size=1, max_size=2)
+COLUMNS = st.dictionaries(
+    st.sampled_from(["x", "y", "*", "a b", "", "."]), component("processors"), min_size=1, max_size=2
+)
 DATA = section_of(
     Data, train=component("sources"), validation=component("sources"), inputs=COLUMNS, targets=COLUMNS, split=component("splits"),
     clean=st.lists(component("cleaning"), max_size=2), augment=st.lists(component("augment"), max_size=2),
@@ -127,12 +134,23 @@ def test_structures_with_lines(tmp_path_factory: pytest.TempPathFactory, recipe:
     survives(lambda: load(path))
 
 
-GOOD = {"data": {"train": "t.csv", "inputs": {"x": "number"}, "targets": {"y": "category"}, "clean": ["missing"]}, "model": {"type": "mlp", "hidden": [3]}}
-DOTTED = st.lists(st.sampled_from([*KEYS, "0", "1", "-1", "²", "٣", " ", "99999999999999999999"]), min_size=1, max_size=5).map(".".join)
+GOOD = {
+    "data": {"train": "t.csv", "inputs": {"x": "number"}, "targets": {"y": "category"}, "clean": ["missing"]},
+    "model": {"type": "mlp", "hidden": [3]},
+}
+DOTTED = st.lists(
+    st.sampled_from([*KEYS, "0", "1", "-1", "²", "٣", " ", "99999999999999999999"]), min_size=1, max_size=5
+).map(".".join)
 
 
 @settings(QUICK, max_examples=250)
-@given(st.lists(st.tuples(DOTTED, GARBAGE.map(lambda value: json.dumps(value)) | st.sampled_from(TOKENS)), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(DOTTED, GARBAGE.map(lambda value: json.dumps(value)) | st.sampled_from(TOKENS)),
+        min_size=1,
+        max_size=3,
+    )
+)
 @example([("data.train.0.x", "3")])
 @example([("data.clean.0.0", "3")])
 @example([("model.hidden.0.x", "3")])
@@ -148,7 +166,15 @@ def test_text_as_an_override(text: str) -> None:
 
 # --- artefacts --------------------------------------------------------------------------------------------
 
-FILES = ["config.json", "preprocessing.json", "tokenizer.json", "metrics.json", "lineage.json", "sample.jsonl", "model.safetensors"]
+FILES = [
+    "config.json",
+    "preprocessing.json",
+    "tokenizer.json",
+    "metrics.json",
+    "lineage.json",
+    "sample.jsonl",
+    "model.safetensors",
+]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +216,9 @@ def leaves(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return here + [one for key, value in inner for one in leaves(value, (*path, key))]
 
 
-@pytest.mark.parametrize("name", ["config.json", "preprocessing.json", "lineage.json", "metrics.json", "sample.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessing.json", "lineage.json", "metrics.json", "sample.jsonl"]
+)
 def test_one_value_of_an_artefact(victim: Path, name: str) -> None:
     """Any value replaced by another, or missing."""
     path = victim / name
@@ -205,7 +233,9 @@ def test_one_value_of_an_artefact(victim: Path, name: str) -> None:
             here = data
             for key in place[:-1]:
                 here = here[key]
-            value = generator.choice([None, True, -1, 0, 10**30, 1e300, "", "x", [], [[]], {}, {"x": 1}, "gone"])
+            value = generator.choice(
+                [None, True, -1, 0, 10**30, 1e300, "", "x", [], [[]], {}, {"x": 1}, "gone"]
+            )
             if value == "gone":
                 del here[place[-1]]
             else:

@@ -148,7 +148,7 @@ def check(
     )
     if find_lr:
         console.say(
-            f"learning rate: {result['learning_rate']['suggested']:g} (the loss falls fastest there); set train.optimizer.learning_rate"
+            f"learning rate: {result['learning_rate']['suggested']:g} (a tenth of where the loss is lowest); set train.optimizer.learning_rate"
         )
 
 

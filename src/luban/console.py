@@ -86,15 +86,14 @@ class _Bar(Callback):
         self._started = time.monotonic()
         if not self._terminal.rich.is_terminal:
             return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._live = Progress(
-            TextColumn("  update {task.completed:,}/{task.total:,}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
+            TextColumn("  {task.completed:,}/{task.total:,}"),
+            BarColumn(bar_width=10),
             TextColumn("eta"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[figures]}"),  # last: a narrow window cuts here
             console=self._terminal.rich,
             transient=True,
         )

@@ -424,7 +424,9 @@ def _joined(text: str, at: str | None) -> str:
     try:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
-        raise RecipeError(f"{text[:60]!r} holds half a character (a lone surrogate); remove it", at=at) from None
+        raise RecipeError(
+            f"{text[:60]!r} holds half a character (a lone surrogate); remove it", at=at
+        ) from None
 
 
 def _scalar(node: yaml.ScalarNode, at: str) -> Any:

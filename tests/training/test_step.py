@@ -162,7 +162,7 @@ def test_check_objective_catches_a_mean() -> None:
     batch = make_batch(9)
     outputs = {key: value.detach() for key, value in Heads()(batch).items()}
     mean = Mean()
-    with pytest.raises(AssertionError, match="no sum over rows|options change"):
+    with pytest.raises(AssertionError, match=r"no sum over rows|options change"):
         check_objective(mean, FACTS, outputs, batch)
 
 

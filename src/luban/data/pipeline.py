@@ -34,7 +34,7 @@ class Pipeline:
     Attributes:
         inputs: column → its processor, patterns expanded.
         targets: column → its processor.
-        cleaners: the recipe's cleaning steps, in order.
+        cleaners: the recipe's cleaning steps, those that need no fitting first.
         groups: columns kept for slices.
         weight: column of row weights.
         raw_text: input columns whose text is stored too, because an augmentation changes it before it is encoded.
@@ -88,7 +88,8 @@ class Pipeline:
                 raise DataError(
                     f"column '{name}' is read as {processor.type}, which cannot be a target; targets are number, category, binary or set"
                 )
-        cleaners = [cast(Cleaner, step.model_copy(deep=True)) for step in data.clean]
+        # Steps that need no fitting act first, in training (before rows are split) and in prediction alike.
+        cleaners = sorted((cast(Cleaner, step.model_copy(deep=True)) for step in data.clean), key=is_fitted_step)
         return cls(inputs, targets, cleaners, list(data.groups), data.weight)
 
     @property

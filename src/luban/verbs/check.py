@@ -73,7 +73,7 @@ def check(
             "tokens": sum(len(v.values) for v in worst.values() if isinstance(v, Ragged)),
         },
         "seconds_per_update": round(seconds, 5),
-        "seconds": round(estimate, 1),
+        "seconds": round(estimate, 3),
         "peak_memory_mb": round(machine.peak_memory_mb(), 1),
         "device": plan.choice.why,
     }
@@ -119,7 +119,8 @@ def find_learning_rate(
 ) -> dict[str, Any]:
     """Raise the learning rate update by update and watch the loss (Smith, 2017, 'Cyclical learning rates').
 
-    Starts from the first weights. The suggestion is where the smoothed loss falls fastest against the log of the rate.
+    Starts from the first weights. The suggestion is a tenth of the rate at which the smoothed loss is lowest: beyond that
+    point it rises again, and a step of that size is only just short of too large.
 
     Returns:
         ``suggested``, and the curve as ``rates`` and ``losses``.
@@ -143,9 +144,8 @@ def find_learning_rate(
         best = min(best, value)
         if value > 3 * best and i > 10:
             break
-    slopes = [losses[i + 1] - losses[i - 1] for i in range(1, len(losses) - 1)]
-    steepest = 1 + slopes.index(min(slopes)) if slopes else 0
-    return {"suggested": float(f"{rates[steepest]:.1e}") if rates else low, "rates": rates, "losses": losses}
+    lowest = rates[losses.index(min(losses))] if rates else low
+    return {"suggested": float(f"{lowest / 10:.1e}"), "rates": rates, "losses": losses}
 
 
 def _endless(plan: Plan) -> Iterator[Batch]:
