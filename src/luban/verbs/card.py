@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from luban.evaluation import HEADLINES
 from luban.recipe import Recipe
 
 __all__ = ["write"]
-
-_SHOWN = 12
 
 
 def write(
@@ -48,12 +47,16 @@ def text(metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, param
             "| metric | value | from | to |",
             "|---|---:|---:|---:|",
         ]
-        shown = [(name, m) for name, m in metrics["metrics"].items() if m["value"] is not None]
-        for name, metric in shown[:_SHOWN]:
+        known = {name: m for name, m in metrics["metrics"].items() if m["value"] is not None}
+        shown = [name for name in known if name.rsplit(".", 1)[-1] in HEADLINES]
+        for name in shown:
+            metric = known[name]
             low, high = (f"{metric[k]:.4f}" if metric[k] is not None else "" for k in ("low", "high"))
             lines.append(f"| {name} | {metric['value']:.4f} | {low} | {high} |")
-        if len(shown) > _SHOWN:
-            lines.append(f"| ... | {len(shown) - _SHOWN} more in metrics.json | | |")
+        lines += [
+            "",
+            f"`metrics.json` has {len(known)} metrics, the confusion matrix, calibration, curves and slices.",
+        ]
     else:
         lines.append("Nothing: there were neither validation nor test rows.")
     rows = lineage["rows"]
@@ -67,7 +70,7 @@ def text(metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, param
         "",
         "## How it was made",
         "",
-        f"- {lineage['progress']['step']:,} updates, seed {lineage['seed']}, {lineage['cost']['seconds']:,.1f} s, {lineage['cost']['peak_memory_mb']:,.0f} MB at most.",
+        f"- {lineage['progress']['step']:,} updates{_kept(lineage['progress'], recipe)}, seed {lineage['seed']}, {lineage['cost']['seconds']:,.1f} s, {lineage['cost']['peak_memory_mb']:,.0f} MB at most.",
         f"- {lineage['hardware']['device']}, {lineage['hardware']['precision']}.",
         f"- {', '.join(f'{name} {v}' for name, v in lineage['versions'].items())}.",
         "- `recipe.yaml` holds every option, `sample.jsonl` the frozen predictions that each later use is checked against.",
@@ -85,3 +88,11 @@ def text(metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, param
         "",
     ]
     return "\n".join(lines)
+
+
+def _kept(progress: dict[str, Any], recipe: Recipe) -> str:
+    if recipe.train.keep == "last" or progress["best"] is None:
+        return ""
+    return (
+        f" (the weights after update {progress['best_step']:,} did best on the validation rows and were kept)"
+    )

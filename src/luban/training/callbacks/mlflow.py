@@ -24,7 +24,7 @@ class Mlflow(Callback):
     experiment: str = "luban"
     """The experiment that runs appear under."""
     tracking: str | None = None
-    """Address or folder of the tracking store; ``train/mlflow`` in the artefact if left out."""
+    """Address or folder of the tracking store; ``train/mlflow.db`` in the artefact if left out."""
 
     _client: Any = PrivateAttr(default=None)
 
