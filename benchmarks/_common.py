@@ -71,7 +71,7 @@ class Claim:
         return {**plain, **extra, **({} if self.aim is None else {"aim": self.aim}), "holds": self.holds}
 
 
-def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None] | None = None) -> Any:
+def arguments(description: str, extra: Callable[[argparse.ArgumentParser], object] | None = None) -> Any:
     """Read ``--quick``, ``--json`` and what the script adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer rounds; within 5 minutes on 2 idle cores")

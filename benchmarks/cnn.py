@@ -202,7 +202,7 @@ def main() -> int:
     )
     rounds, epochs = (5, 3) if options.quick else (7, 5)
     write_digits()
-    pythons = {
+    pythons: dict[str, str | Path] = {
         "luban": sys.executable,
         "tutorial": sys.executable,
         "keras": common.environment("tensorflow", TENSORFLOW),

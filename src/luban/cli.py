@@ -377,7 +377,7 @@ def datasets_list(as_json: Json = False) -> None:
 
     known = [datasets.describe(name) for name in datasets.names()]
     if as_json:
-        _json([asdict(one) for one in known])
+        _json({"datasets": [asdict(one) for one in known]})
         return
     for one in known:
         _out(f"{one.name:<18} {one.summary}  [{one.licence}]")
@@ -458,7 +458,7 @@ def _one_sentence(as_json: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it exits
         code = 0
     except (OSError, MemoryError) as error:
-        code, message = 3, f"the machine failed: {error or 'it has not enough memory'}"
+        code, message = 3, f"the machine failed: {str(error) or 'it has not enough memory'}"
     except Exception as error:  # a bug of ours: said, and kept where it can be reported from
         if os.environ.get("LUBAN_DEBUG"):
             raise
@@ -488,9 +488,14 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             # Whatever the locale: a Chinese sentence on a Latin terminal must not be a crash.
             stream.reconfigure(encoding="utf-8", errors="replace")
+    result: Any = 0
     with _one_sentence("--json" in arguments):
         try:
             result = app(arguments, prog_name="luban", standalone_mode=False)
+        except SystemExit as ended:  # click's answer to a reader that went away (`| head`), which is no failure
+            if isinstance(ended.__context__, BrokenPipeError):
+                raise ended.__context__ from None
+            raise
         except Exception as error:
             usage = _usage_error(error)
             if usage is None:

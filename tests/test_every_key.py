@@ -1,0 +1,484 @@
+"""No key is read by nothing: changing any key of any component changes something that can be seen.
+
+The model families have a test of their own (models/test_every_key.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import json
+import shutil
+import sqlite3
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from luban.data.cleaning.invalid import Rule
+from luban.data.contracts import Field, Flat, Spec
+from luban.data.ragged import Ragged
+from luban.errors import LubanError
+from luban.objectives._base import TargetFacts
+from luban.recipe import Data, Recipe, Section, Train, load, read_yaml
+from luban.registry import SECTIONS, lookup, names
+from luban.training.checkpoint import Checkpoints
+from luban.training.plan import _texts_to_augment
+from luban.training.progress import Progress
+from luban.verbs.evaluate import evaluate
+from luban.verbs.train import train
+from tiny_case import RECIPE
+
+Cases = dict[str, dict[str, Any]]
+"""Type → key → another value; or a pair: what else must be set for the key to act, and the value.
+
+The key ``base`` holds what a component cannot do without, or what shows its keys best.
+"""
+
+# --- what is tried ----------------------------------------------------------------------------------------
+
+DECAY: dict[str, Any] = {
+    "learning_rate": 0.5,
+    "weight_decay": 0.3,
+    "decay_all": ({"weight_decay": 0.3}, True),
+}
+ADAM = DECAY | {"beta1": 0.3, "beta2": 0.3, "eps": 0.5}
+OPTIMIZERS: Cases = {
+    "adafactor": DECAY | {"beta2_decay": -0.1, "clip_threshold": 1.5}, "adagrad": DECAY | {"initial_accumulator": 2.0, "eps": 0.5}, "adam": ADAM, "adamw": ADAM, "gd": DECAY,
+    "muon": DECAY | {"momentum": 0.3, "beta1": 0.3, "beta2": 0.3}, "rmsprop": DECAY | {"alpha": 0.3, "momentum": 0.5, "centered": True, "eps": 0.5},
+    "sgd": DECAY | {"momentum": 0.3, "nesterov": True},
+}  # fmt: skip
+SCHEDULES: Cases = {
+    "constant": {"warmup": 3}, "cosine": {"warmup": 3, "end": 0.5}, "linear": {"warmup": 0.3, "end": 0.5},
+    "one_cycle": {"warmup": 0.5, "start": 0.5, "peak": 2.0, "end": 0.5}, "plateau": {"warmup": 3, "shrink": 0.2, "patience": 0, "min_factor": 0.4},
+}  # fmt: skip
+SUPERVISED: dict[str, Any] = {"base": {"target": "a"}, "weight": 2.0, "target": "b"}
+CLASSES = SUPERVISED | {"class_weights": {"x": 3.0}}
+OBJECTIVES: Cases = {
+    "binary_cross_entropy": SUPERVISED | {"label_smoothing": 0.2, "positive_weight": 3.0}, "cross_entropy": CLASSES | {"label_smoothing": 0.2},
+    "focal": CLASSES | {"gamma": 0.5}, "huber": SUPERVISED | {"delta": 0.1}, "mean_absolute": SUPERVISED, "mean_squared": SUPERVISED,
+}  # fmt: skip
+CLEANING: Cases = {
+    "duplicates": {"columns": ["city"]},
+    "invalid": {"base": {"rules": {"age": "0..50"}}, "rules": {"age": "0..30"}},
+    "missing": {"base": {"strategy": "mean", "columns": ["age"]}, "strategy": "median", "value": ({"strategy": "constant", "value": 1}, 2), "columns": ["age", "year"], "indicator": True, "tokens": ["gone"]},
+    "near_duplicates": {"base": {"column": "text", "threshold": 0.9}, "column": "city", "threshold": 0.3, "ngram": 12},
+    "outliers": {"base": {"columns": ["age"]}, "method": "zscore", "threshold": 0.2, "action": "drop", "columns": ["year"]},
+    "text": {"columns": ["city"], "ftfy": False, "html": True, "control": False, "width": "full", "simplified": True, "whitespace": False, "lowercase": True},
+}  # fmt: skip
+SHARES: dict[str, Any] = {"validation": 0.3, "test": 0.3}
+SPLITS: Cases = {
+    "folds": {"base": {"fold": 0}, "folds": 3, "fold": 1, "test": 0.2, "by": "city", "seed": 1},
+    "given": {"base": {"by": "part", "words": {"holdout": "test"}}, "by": "other_part", "words": {"holdout": "validation"}},
+    "group": SHARES | {"base": {"by": "year"}, "by": ["city", "year"], "seed": 3},
+    "random": SHARES | {"seed": 1},
+    "stratified": SHARES | {"base": {"by": "city"}, "by": "part", "seed": 1},
+    "time": SHARES | {"base": {"by": "year"}, "by": "month"},
+}  # fmt: skip
+PROCESSORS: Cases = {
+    "binary": {"positive": "no", "threshold": 0.9}, "category": {"min_count": 2, "max_size": 2}, "date": {"formats": ["%Y-%d-%m"]},
+    "image": {"height": 3, "width": 3, "channels": 3, "resize": ({"height": 6, "width": 3}, "fit"), "normalize": "zscore"},
+    "number": {"normalize": "log", "missing": "median", "indicator": False}, "set": {"separator": ",", "min_count": 2, "max_size": 1, "threshold": 0.9},
+    "text": {"tokens": "word", "tokenizer": "tokenizer.json", "vocabulary": 16, "min_count": 1, "max_length": 2, "lowercase": False, "special": True},
+    "vector": {"normalize": "minmax"},
+}  # fmt: skip
+COLUMNS: dict[str, Any] = {"columns": ["other"]}
+MIX: dict[str, Any] = {"base": {"columns": ["photo"]}, "columns": ["other"], "probability": 0.0, "alpha": 9.0}
+AUGMENT: Cases = {
+    "char_noise": COLUMNS | {"share": 0.9, "operations": ["drop"]}, "color": COLUMNS | {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9},
+    "crop": COLUMNS | {"padding": 1, "scale": [0.2, 0.5], "ratio": ({"scale": [0.2, 0.5]}, [0.2, 0.3])}, "cutmix": MIX,
+    "erase": COLUMNS | {"probability": 1.0, "scale": [0.5, 0.6], "ratio": [1.0, 1.1], "fill": "noise"}, "flip": COLUMNS | {"direction": "vertical", "probability": 1.0},
+    "mixup": MIX, "noise": COLUMNS | {"std": 0.5}, "randaugment": COLUMNS | {"n": 5, "magnitude": 25.0}, "rotate": COLUMNS | {"degrees": 80.0},
+    "shift": COLUMNS | {"share": 0.5}, "word_noise": COLUMNS | {"drop": 0.7, "swap": 0.9},
+}  # fmt: skip
+CSV: dict[str, Any] = {
+    "encoding": "latin-1",
+    "separator": ";",
+    "quote": "'",
+    "names": ["p", "q"],
+    "ragged": ({"path": "ragged.csv"}, "pad"),
+}
+SOURCES: Cases = {
+    "arrow": {"base": {"path": "a.arrow"}, "path": "b.arrow"}, "csv": CSV | {"base": {"path": "a.csv"}, "path": ["a.csv", "a.csv"]},
+    "images": {"base": {"path": "pictures"}, "path": "pictures/cat", "table": "pictures.csv", "column": ({"table": "pictures.csv"}, "other")},
+    "jsonl": {"base": {"path": "a.jsonl"}, "path": "b.jsonl", "encoding": "latin-1", "keys": ["b"]}, "npz": {"base": {"path": "a.npz"}, "path": "b.npz", "arrays": {"c": "a"}},
+    "parquet": {"base": {"path": "a.parquet"}, "path": "b.parquet"},
+    "sql": {"base": {"connection": "sqlite:///a.db", "query": "select a from t"}, "connection": "sqlite:///b.db", "query": "select b from t"},
+    "tsv": CSV | {"base": {"path": "a.tsv"}, "path": "b.tsv", "separator": ",", "ragged": ({"path": "ragged.tsv"}, "pad")},
+}  # fmt: skip
+CALLBACKS: Cases = {
+    "early_stopping": {"patience": 1, "converged": 0.9}, "mlflow": {"experiment": "mine", "tracking": "there"}, "tensorboard": {"folder": "there"},
+    "wandb": {"project": "mine", "mode": "online"},
+}  # fmt: skip
+ADAPT: Cases = {"freeze": {"base": {"patterns": ["0.*"]}, "patterns": ["*.bias"]}}
+TRIED: dict[str, Cases] = {
+    "sources": SOURCES, "processors": PROCESSORS, "cleaning": CLEANING, "splits": SPLITS, "augment": AUGMENT, "adapt": ADAPT, "objectives": OBJECTIVES,
+    "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "callbacks": CALLBACKS,
+}  # fmt: skip
+
+
+# --- what can be seen -------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """Return values that can be compared with ==."""
+    if isinstance(value, Ragged | Flat):
+        return plain(value.values), plain(value.offsets)
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def see_optimizers(component: Any) -> Any:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Embedding(99, 3))
+    optimizer = component.build(net.named_parameters())
+    for step in range(3):  # gradients that grow: some updates are clipped, and no two moments are alike
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter) * 3.0**step
+        optimizer.step()
+    return list(net.parameters())
+
+
+def see_schedules(component: Any) -> Any:
+    factors = []
+    for step in range(12):
+        factors.append(component.factor(step, 12))
+        component.observe(1.0)
+    return factors
+
+
+KINDS = {
+    "huber": "number",
+    "mean_absolute": "number",
+    "mean_squared": "number",
+    "binary_cross_entropy": "binary",
+}
+
+
+def see_objectives(component: Any) -> Any:
+    kind = KINDS.get(component.type, "category")
+    width = 3 if kind == "category" else 1
+    classes = {"category": ["x", "y", "z"], "binary": ["x", "y"]}.get(kind)
+    output = "value" if kind == "number" else "logits"
+    facts = {
+        name: TargetFacts(f"{name}.t", Field(name, kind, "target", "int16", output=output, width=width), classes, [3, 5, 2][: len(classes or [])], 10)
+        for name in "ab"
+    }  # fmt: skip
+    component.setup(facts)
+    generator = torch.Generator().manual_seed(0)
+    batch: dict[str, Any] = {f"{name}.t": torch.randint(2, (10,), generator=generator) for name in "ab"}
+    outputs = {f"{name}.{output}": torch.randn(10, width, generator=generator) for name in "ab"}
+    if kind == "number":
+        batch = {name: value.float() for name, value in batch.items()}
+    return {
+        name: (float(one.total), float(one.count), one.weight)
+        for name, one in component.losses(outputs, batch).items()
+    }
+
+
+def rows() -> pl.DataFrame:
+    n = 60
+    odd = ["schÃ¶n <b>A</b>", "  two  spaces ", "ctrl\x07", "Ｆｕｌｌ", "漢語", "UPPER"]
+    return pl.DataFrame(
+        {
+            "age": [
+                None if i % 7 == 3 else "gone" if i in (5, 12) else "NA" if i % 7 == 6 else str(i * i % 61)
+                for i in range(n)
+            ],
+            "year": [2000 + i % 30 for i in range(n)],
+            "month": [f"2024-{1 + i % 12:02}" for i in range(n)],
+            "city": [["北京", "上海", "Paris ", "Lyon  x"][i % 4] for i in range(n)],
+            "text": [f"{odd[i % 6]} and the same long words again {i % 50}" for i in range(n)],
+            "part": [["train", "test", "holdout"][i % 3] for i in range(n)],
+            "other_part": ["train" if i % 2 else "validation" for i in range(n)],
+        }
+    )
+
+
+def see_cleaning(component: Any) -> Any:
+    frame = rows()
+    component.update(frame)
+    component.finish()
+    cleaned = component.apply(frame, predicting=False)
+    return cleaned.to_dict(as_series=False), dict(component.counts())
+
+
+def see_splits(component: Any) -> Any:
+    frame = rows()
+    keys = np.random.default_rng(0).integers(2**63, size=len(frame)).astype(np.uint64)
+    component.update(frame, keys)
+    component.finish()
+    return component.assign(frame, keys)
+
+
+VALUES: dict[str, list[Any]] = {
+    "binary": ["yes", "no", None], "category": ["a", "b", "b", "c", "c", "c", None], "date": ["2024-01-02", "2023-05-06", "2024-02-29"],
+    "number": ["1", "2", None, "50"], "set": ["a;b", "b;c", "c,d", "b"], "vector": [[1.0, 2.0], [3.0, 9.0]],
+    "text": ["Hello world, hello you 123", "the other World of words " * 3, "a b c d e f g h i j k l m n o p q r s t u v w x y z"],
+    "image": [np.arange(24, dtype=np.uint8).reshape(4, 6).tolist(), np.full((8, 2), 200, np.uint8).tolist()],
+}  # fmt: skip
+
+
+def see_processors(component: Any) -> Any:
+    values = pl.Series("x", VALUES[component.type])
+    component.update(values)
+    component.finish()
+    seen: list[Any] = [component.fields("x", "input"), component.invalid(values).to_list()]
+    encoded = component.encode(values.filter(~component.invalid(values)))
+    seen.append({name: plain(value) for name, value in encoded.items()})
+    if component.output is not None:
+        seen.append(
+            component.decode(np.linspace(-1, 1.5, 4 * component.head_width, dtype=np.float32).reshape(4, -1))
+        )
+    return seen
+
+
+IMAGE = Field("photo", "image", "input", "float32", (12, 16, 3))
+SPEC = Spec({"photo.pixels": IMAGE, "other.pixels": Field("other", "image", "input", "float32", (12, 16, 3))})
+NUMBERS = Spec({f"{name}.value": Field(name, "number", "input", "float32") for name in ("photo", "other")})
+TEXTS = {**read_yaml(RECIPE).data, "model": "textcnn"}
+TEXTS["data"] = {**TEXTS["data"], "inputs": {"photo": "text", "other": "text"}}
+
+
+def see_augment(component: Any) -> Any:
+    if component.level == "text":
+        generator = np.random.default_rng(0)
+        return component.text(["the quick brown fox jumps over it"] * 5, generator), _texts_to_augment(
+            load(TEXTS), [component]
+        )
+    spec = NUMBERS if component.type == "noise" else SPEC
+    generator = torch.Generator().manual_seed(0)
+    shape = (12,) if component.type == "noise" else (12, 3, 12, 16)
+    batch = {name: torch.rand(shape, generator=generator) for name in spec.fields}
+    return component.batch(batch, spec, torch.Generator().manual_seed(1))
+
+
+def write_sources(folder: Path) -> None:
+    (folder / "a.csv").write_text('a,b\n"1;x","é"\n2,\'3\'\n', encoding="utf-8")
+    (folder / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    (folder / "a.tsv").write_text('a\tb\n"1,x"\t"é"\n2\t\'3\'\n', encoding="utf-8")
+    (folder / "b.tsv").write_text("a\tb\n9\t9\n")
+    (folder / "ragged.tsv").write_text("a\tb\n1\t2\n3\n")
+    (folder / "a.jsonl").write_text('{"a": "é", "b": 2}\n', encoding="utf-8")
+    (folder / "b.jsonl").write_text('{"a": "x", "b": 3}\n')
+    for name, value in (("a", 1), ("b", 2)):
+        pl.DataFrame({"a": [value]}).write_parquet(folder / f"{name}.parquet")
+        pl.DataFrame({"a": [value]}).write_ipc(folder / f"{name}.arrow")
+        np.savez(folder / f"{name}.npz", a=np.array([value]), b=np.array([3]))
+        connection = sqlite3.connect(folder / f"{name}.db")
+        connection.execute("create table t (a, b)")
+        connection.execute("insert into t values (?, 5)", [value])
+        connection.commit()
+        connection.close()
+    for label in ("cat", "dog"):
+        (folder / "pictures" / label).mkdir(parents=True)
+        Image.new("L", (2, 2)).save(folder / "pictures" / label / "1.png")
+    (folder / "pictures.csv").write_text("image,other,label\ncat/1.png,dog/1.png,x\n")
+
+
+def see_sources(component: Any) -> Any:
+    return component.columns(), [chunk.rows() for chunk in component.scan()], component.notes()
+
+
+class Recorder(types.ModuleType):
+    """A package that keeps what it is asked to do."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        self.calls: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any, **options: Any) -> Recorder:
+            self.calls.append(
+                (name, [str(one) for one in arguments], {key: str(one) for key, one in options.items()})
+            )
+            return self
+
+        return call
+
+
+def see_callbacks(component: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    package = Recorder(component.type)
+    for name in ("mlflow", "wandb", "tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, package)
+    component.require()
+    component.on_start(Path("folder"), {})
+    progress = Progress()
+    stops = []
+    for look in range(6):
+        progress.step, progress.since_best = look, max(0, look - 2)
+        component.on_step(progress, {"loss": 1.0})
+        stops.append(component.on_evaluate(progress, {"loss": 1.0 - look / 10}))
+    component.on_end(progress)
+    return stops, progress.stopped, package.calls
+
+
+def see_adapt(component: Any) -> Any:
+    net = component.apply(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+    return [parameter.requires_grad for parameter in net.parameters()]
+
+
+def see(section: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What can be seen of a component, or the error that it ends in."""
+    component = Section(section).parse(options)
+    look = globals()[f"see_{section}"]
+    try:
+        return plain(look(component, monkeypatch) if section == "callbacks" else look(component))
+    except LubanError as error:
+        return str(error)
+
+
+# --- components -------------------------------------------------------------------------------------------
+
+ALL = [
+    (section, name, key, value)
+    for section, cases in TRIED.items()
+    for name, keys in cases.items()
+    for key, value in keys.items()
+    if key != "base"
+]
+
+
+def test_every_key_of_every_component_is_tried() -> None:
+    assert set(TRIED) | {"models"} == set(SECTIONS)
+    for section, cases in TRIED.items():
+        assert set(cases) == set(names(section))
+        for name, keys in cases.items():
+            assert set(keys) - {"base"} == set(lookup(section, name).model_fields), f"{section} {name}"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("section", "name", "key", "value"), ALL, ids=[f"{s}-{n}-{k}" for s, n, k, _ in ALL])
+def test_key_does_something(
+    section: str, name: str, key: str, value: Any, here: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if section == "sources":
+        write_sources(here)
+    if key == "tokenizer":
+        shutil.copy(tiny / "model" / "tokenizer.json", here)
+    base = {"type": name, **TRIED[section][name].get("base", {})}
+    if isinstance(value, tuple):
+        more, value = value
+        base |= more
+    before, after = see(section, base, monkeypatch), see(section, base | {key: value}, monkeypatch)
+    assert see(section, base, monkeypatch) == before, "what is seen depends on the options alone"
+    assert not isinstance(before, str) or section == "sources", before
+    assert before != after, f"key '{key}' of {section} type '{name}' does nothing"
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        ({"min": 3}, [3, 4]), ({"max": 2}, [1, 2]), ({"min_length": 2}, [2, 3, 4]), ({"max_length": 2}, [1, 2]), ({"values": ["bb", "dddd"]}, [2, 4]),
+        ({"matches": "^c"}, [3]), ({"required": True}, [1, 2, 3, 4]),
+    ],
+)  # fmt: skip
+def test_every_key_of_a_rule(rule: dict[str, Any], kept: list[int]) -> None:
+    assert len(rule) == 1
+    assert set(Rule.model_fields) == {
+        "min",
+        "max",
+        "min_length",
+        "max_length",
+        "values",
+        "matches",
+        "required",
+    }
+    column = "i" if {"min", "max"} & set(rule) else "t"
+    frame = pl.DataFrame({"i": [1, 2, 3, 4, None], "t": ["a", "bb", "ccc", "dddd", None]})
+    step: Any = Section("cleaning").parse({"type": "invalid", "rules": {column: rule}})
+    assert step.apply(frame, predicting=False)["i"].drop_nulls().to_list() == kept
+    assert len(step.apply(frame, predicting=False)) == len(kept) + ("required" not in rule)
+
+
+# --- the sections of a recipe -----------------------------------------------------------------------------
+
+DATA: dict[str, Any] = {
+    "train": "half.csv", "validation": "half.csv", "test": "half.csv", "inputs": {"age": "number"}, "targets": {"shop": "category"}, "groups": ["shop"],
+    "weight": "price", "clean": [{"type": "invalid", "rules": {"age": "30.."}}], "split": {"validation": 0.4}, "augment": ["char_noise"],
+    "max_invalid": ({"train": "words.csv"}, 0.9),
+}  # fmt: skip
+TRAIN: dict[str, Any] = {
+    "epochs": 3, "steps": ({"epochs": None}, 5), "batch_size": 8, "batch_tokens": ({"batch_size": None}, 40), "accumulate": 2, "optimizer": "sgd",
+    "schedule": "linear", "clip": 0.01, "ema": 0.5, "callbacks": [{"type": "early_stopping", "patience": 1, "converged": 0.99}], "evaluate_every": 3,
+    "keep": ({"optimizer": {"type": "sgd", "learning_rate": 3.0}}, "last"), "metric": "label.accuracy", "checkpoint_every": 1e-9, "checkpoint_steps": 1, "seed": 5,
+    "device": "cuda", "precision": "bf16", "threads": 2,
+}  # fmt: skip
+WHOLE: dict[str, Any] = {
+    "model": "fasttext", "adapt": [{"type": "freeze", "patterns": ["heads.*"]}], "objective": {"type": "focal", "gamma": 5}, "sample": "synthetic", "imports": ["no_such_module"],
+}  # fmt: skip
+
+
+def see_run(folder: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What can be seen of a training: weights, looks, checkpoints, threads, the frozen sample, figures by group."""
+    saved: list[int] = []
+    threads: list[int] = []
+    save, set_threads = Checkpoints.save, torch.set_num_threads
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, step, *a, **k: (saved.append(step), save(self, step, *a, **k))[1]
+    )
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: (threads.append(n), set_threads(n))[1])
+    output = folder / "made"
+    shutil.rmtree(output, ignore_errors=True)
+    try:
+        result = train(recipe, output=output)
+        slices = evaluate(output, str(folder / "rows.csv"), resamples=0)["slices"]
+    except LubanError as error:
+        return str(error)
+    finally:
+        monkeypatch.undo()
+        monkeypatch.chdir(folder)
+    metrics = json.loads((output / "metrics.json").read_text())
+    return (
+        hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest(), result["steps"], result["stopped"], result["rows"], metrics["history"],
+        (output / "sample.jsonl").read_text(), saved, threads, sorted(slices), json.loads((output / "lineage.json").read_text())["progress"]["best"],
+    )  # fmt: skip
+
+
+SECTION_KEYS = [("data", DATA), ("train", TRAIN), ("", WHOLE)]
+
+
+def test_every_key_of_every_section_is_tried() -> None:
+    assert set(DATA) == set(Data.model_fields)
+    assert set(TRAIN) == set(Train.model_fields)
+    assert set(WHOLE) | {"data", "train"} == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [(section, key, value) for section, keys in SECTION_KEYS for key, value in keys.items()],
+)
+def test_key_of_a_section_does_something(
+    section: str, key: str, value: Any, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (work / "rows.csv").read_text(encoding="utf-8").splitlines()
+    (work / "half.csv").write_text("\n".join(lines[:41]) + "\n", encoding="utf-8")
+    broken = [f"many{line}" if i % 9 == 4 else line for i, line in enumerate(lines)]
+    (work / "words.csv").write_text("\n".join(broken) + "\n", encoding="utf-8")
+    base = read_yaml(RECIPE).data
+    if isinstance(value, tuple):
+        more, value = value
+        base[section] = {k: v for k, v in (base[section] | more).items() if v is not None}
+    changed = {**base, section: {**base[section], key: value}} if section else {**base, key: value}
+    before, after = see_run(work, base, monkeypatch), see_run(work, changed, monkeypatch)
+    assert see_run(work, base, monkeypatch) == before, "what is seen depends on the recipe alone"
+    assert before != after, f"key '{key}' of '{section or 'the recipe'}' does nothing"
