@@ -68,9 +68,9 @@ OBJECTIVES: Cases = {
 CLEANING: Cases = {
     "duplicates": {"columns": ["city"]},
     "invalid": {"base": {"rules": {"age": "0..50"}}, "rules": {"age": "0..30"}},
-    "missing": {"base": {"strategy": "mean", "columns": ["age"]}, "strategy": "median", "value": ({"strategy": "constant", "value": 1}, 2), "columns": ["age", "year"], "indicator": True, "tokens": ["gone"]},
+    "missing": {"base": {"strategy": "mean", "columns": ["age"]}, "strategy": "median", "value": ({"strategy": "constant", "value": 1}, 2), "columns": ["year"], "indicator": True, "tokens": ["gone"]},
     "near_duplicates": {"base": {"column": "text", "threshold": 0.9}, "column": "city", "threshold": 0.3, "ngram": 12},
-    "outliers": {"base": {"columns": ["age"]}, "method": "zscore", "threshold": 0.2, "action": "drop", "columns": ["year"]},
+    "outliers": {"base": {"columns": ["age"], "threshold": 0.3}, "method": "zscore", "threshold": 0.2, "action": "drop", "columns": ["year"]},
     "text": {"columns": ["city"], "ftfy": False, "html": True, "control": False, "width": "full", "simplified": True, "whitespace": False, "lowercase": True},
 }  # fmt: skip
 SHARES: dict[str, Any] = {"validation": 0.3, "test": 0.3}

@@ -492,7 +492,9 @@ def main(arguments: list[str] | None = None) -> None:
     with _one_sentence("--json" in arguments):
         try:
             result = app(arguments, prog_name="luban", standalone_mode=False)
-        except SystemExit as ended:  # click's answer to a reader that went away (`| head`), which is no failure
+        except (
+            SystemExit
+        ) as ended:  # click's answer to a reader that went away (`| head`), which is no failure
             if isinstance(ended.__context__, BrokenPipeError):
                 raise ended.__context__ from None
             raise

@@ -201,3 +201,15 @@ def test_same_seed_same_bits_other_seed_other_weights(rows: Path, tmp_path: Path
     first, same, other = map(weights, runs)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_bf16_is_close_and_leaves_full_precision_weights(rows: Path, tmp_path: Path) -> None:
+    model = {"type": "mlp", "hidden": [32]}
+    full, half = (
+        train(recipe(rows, model, epochs=10, precision=precision), output=tmp_path / precision)
+        for precision in ("fp32", "bf16")
+    )
+    pairs = [(value, weights(half)[name]) for name, value in weights(full).items()]
+    assert all(b.dtype == torch.float32 for _, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in pairs), "bf16 changed nothing, so it was not used"
+    assert half["metrics"]["y.rmse"]["value"] == pytest.approx(full["metrics"]["y.rmse"]["value"], rel=0.1)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -144,6 +145,9 @@ def _read(folder: Path) -> Prepared:
 
 
 def _prune(cache: Path, keep: Path) -> None:
+    for rest in cache.glob(".*.partial"):  # of runs that were killed; a day is longer than any preparation
+        if time.time() - rest.stat().st_mtime > 86_400:
+            shutil.rmtree(rest, ignore_errors=True)
     entries = sorted(cache.glob("*/prepared.json"), key=lambda p: -p.stat().st_mtime)
     total = 0
     for entry in entries:

@@ -223,7 +223,8 @@ def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console:
     started = time.perf_counter()
     # A fresh model takes the weights: what is measured is what will be loaded, not what training left behind.
     plan.model.load_state_dict(outcome.weights)
-    with files.new_folder(target.with_name(f".{target.name}.artefact"), replace=True) as folder:
+    finished = target / "train" / "artefact"
+    with files.new_folder(finished, replace=True) as folder:
         weights_hash = artefact.write(
             folder,
             version=__version__,
@@ -284,7 +285,7 @@ def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console:
             parameters=sum(p.numel() for p in plan.model.parameters()),
         )
         load(folder, device=plan.choice.device.type)  # the parity contract, before anybody relies on it
-    _merge(folder=target.with_name(f".{target.name}.artefact"), target=target)
+    _merge(finished, target)
     return {
         "artefact": str(target),
         "metrics": metrics.get("metrics", {}),
