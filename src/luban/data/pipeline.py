@@ -89,7 +89,9 @@ class Pipeline:
                     f"column '{name}' is read as {processor.type}, which cannot be a target; targets are number, category, binary or set"
                 )
         # Steps that need no fitting act first, in training (before rows are split) and in prediction alike.
-        cleaners = sorted((cast(Cleaner, step.model_copy(deep=True)) for step in data.clean), key=is_fitted_step)
+        cleaners = sorted(
+            (cast(Cleaner, step.model_copy(deep=True)) for step in data.clean), key=is_fitted_step
+        )
         return cls(inputs, targets, cleaners, list(data.groups), data.weight)
 
     @property

@@ -30,7 +30,7 @@ from luban.training.step import GradientStep
 
 __all__ = ["Plan", "make_plan"]
 
-_ONE_THREAD = 2e8  # operations of an update below which one CPU thread does it alone; a few milliseconds
+_ONE_THREAD = 5e8  # operations of an update below which one CPU thread does it alone; some milliseconds
 
 
 @dataclass

@@ -30,7 +30,7 @@ from luban.errors import DataError, did_you_mean
 __all__ = ["LIMIT", "Hashes", "Rings", "SharedSplit", "Tally", "column", "hash_values", "mix"]
 
 Hashes: TypeAlias = npt.NDArray[np.uint64]
-LIMIT = 1_000_000
+LIMIT = 200_000
 """Distinct hashes that are counted one by one."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 _PARTS = np.array([TEST, VALIDATION, TRAIN], dtype=np.uint8)

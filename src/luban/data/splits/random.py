@@ -12,7 +12,7 @@ __all__ = ["Random"]
 class Random(SharedSplit):
     """Validation and test rows at random; equal inputs stay together, so that no test row was trained on.
 
-    The shares are exact (as far as duplicates allow) up to a million different rows. Beyond, a row's hash is
+    The shares are exact (as far as duplicates allow) up to 200,000 different rows. Beyond, a row's hash is
     compared with the share itself: memory no longer grows, and the shares are off by less than 0.1 %.
 
     Example:

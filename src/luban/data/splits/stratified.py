@@ -15,7 +15,7 @@ class Stratified(SharedSplit):
     """As `random`, for each value of a column by itself: every class keeps its share in every part.
 
     Training keeps at least one row of each class; a class with a single row is trained on only. Equal inputs
-    stay together even where their classes contradict each other. Beyond a million different rows the shares
+    stay together even where their classes contradict each other. Beyond 200,000 different rows the shares
     hold in expectation.
 
     Example:
