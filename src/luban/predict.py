@@ -92,7 +92,13 @@ class Predictor:
 
         All rows are encoded at once, so hand over some thousand at the most.
         """
-        encoded, kept = self.encode(rows)
+        return self.outputs_of_cleaned(self.clean(rows), batch_size)
+
+    def outputs_of_cleaned(
+        self, rows: pl.DataFrame, batch_size: int = 256
+    ) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
+        """As `outputs`, for rows that `clean` returned."""
+        encoded, kept = self.pipeline.encode(rows, targets=False)
         if not kept.any():
             return {
                 f"{c}.{p.output}": np.empty((0, max(1, p.head_width)), np.float32)
@@ -108,11 +114,14 @@ class Predictor:
                     parts[name].append(outputs[name].float().cpu().numpy())
         return {name: np.concatenate(own) for name, own in parts.items()}, kept
 
+    def clean(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Clean rows as training did, without dropping any."""
+        self.pipeline.require(rows.columns, targets=False)
+        return self.pipeline.clean(rows, predicting=True)
+
     def encode(self, rows: pl.DataFrame) -> tuple[Encoded, npt.NDArray[np.bool_]]:
         """Clean and encode rows as training did, without dropping any."""
-        self.pipeline.require(rows.columns, targets=False)
-        cleaned = self.pipeline.clean(rows, predicting=True)
-        return self.pipeline.encode(cleaned, targets=False)
+        return self.pipeline.encode(self.clean(rows), targets=False)
 
     def batch(self, rows: Sequence[Mapping[str, Any]] | pl.DataFrame) -> Batch:
         """Return the batch that the model would see."""

@@ -132,9 +132,16 @@ class Pipeline:
     def clean(
         self, rows: pl.DataFrame, *, predicting: bool, steps: list[Cleaner] | None = None
     ) -> pl.DataFrame:
-        """Apply cleaning steps (all, if not told which) to a chunk."""
+        """Apply cleaning steps (all, if not told which) to a chunk.
+
+        In prediction no row is dropped, and what is fitted (filling, clipping) leaves targets alone: a truth that was made
+        up or bent is no truth. Repairs of text act on targets too, so that 'Yes' and 'yes' stay one class.
+        """
         for step in self.cleaners if steps is None else steps:
+            truths = rows.select([name for name in self.targets if name in rows.columns])
             rows = step.apply(rows, predicting=predicting)
+            if predicting and is_fitted_step(step):
+                rows = rows.with_columns(truths)
             self.counts.update(step.counts())
         return rows
 

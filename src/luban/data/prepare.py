@@ -2,7 +2,7 @@
 
 ::
 
-    pass 1   read, repair, drop, key      → spool of cleaned chunks (a temporary folder)
+    pass 1   read, repair, mark, key      → spool of chunks, repaired and as they were (a temporary folder)
     pass 2   fit the split                  (keys only)
     pass 3   fit cleaning and processors    (training rows only)
     pass 4   encode                       → a store for each split, and the raw rows of validation and test
@@ -39,7 +39,7 @@ from luban.recipe import Data, Section
 __all__ = ["Prepared", "prepare", "split_rows"]
 
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-_KEY = "__luban_key__"
+_KEY, _GOOD, _ROW = "__luban_key__", "__luban_good__", "__luban_row__"
 _CACHE_LIMIT = 20 * 2**30  # bytes of prepared data kept; the longest unused go first
 
 
@@ -70,7 +70,7 @@ class Prepared:
         return Store(self.folder / split)
 
     def raw(self, split: str) -> Iterator[pl.DataFrame]:
-        """Yield the cleaned rows of validation or test as the user knows them."""
+        """Yield the rows of validation or test as the user has them, before any cleaning."""
         for part in sorted((self.folder / f"raw-{split}").glob("*.arrow")):
             yield pl.read_ipc(part)
 
@@ -156,6 +156,17 @@ def _prune(cache: Path, keep: Path) -> None:
             shutil.rmtree(entry.parent, ignore_errors=True)
 
 
+@dataclass
+class _Spooled:
+    """A chunk between pass 1 and pass 4: all its rows repaired, their keys, which of them a training keeps, and where they
+    lie as the user has them."""
+
+    rows: pl.DataFrame
+    keys: npt.NDArray[np.uint64]
+    good: npt.NDArray[np.bool_]
+    original: Path
+
+
 class _Preparation:
     """One run of the four passes."""
 
@@ -198,7 +209,7 @@ class _Preparation:
     # pass 1
     def _spool(self, spool: Path) -> dict[str, int]:
         read: dict[str, int] = {}
-        elsewhere: set[int] = set()
+        elsewhere = np.empty(0, dtype=np.uint64)
         for name in (
             "validation",
             "test",
@@ -219,19 +230,20 @@ class _Preparation:
                     except DataError as error:
                         raise DataError(f"the {name} data: {error}") from None
                 read[name] += len(chunk)
-                chunk = self.pipeline.clean(chunk, predicting=False, steps=steps)
-                kept += len(chunk)
-                keys = row_keys(chunk, self.pipeline.inputs)
+                repaired, good = self._repair(chunk, steps, dropping=name == "train")
+                keys = row_keys(repaired, self.pipeline.inputs)
                 if name != "train":
-                    elsewhere.update(keys.tolist())
-                elif elsewhere:
-                    leaked = np.isin(keys, np.fromiter(elsewhere, dtype=np.uint64, count=len(elsewhere)))
-                    if leaked.any():
-                        self.counts[
-                            "training rows dropped because their inputs stand in the validation or test rows"
-                        ] += int(leaked.sum())
-                        chunk, keys = chunk.filter(pl.Series(~leaked)), keys[~leaked]
-                chunk.with_columns(pl.Series(_KEY, keys)).write_ipc(spool / name / f"{i:08}.arrow")
+                    elsewhere = np.union1d(elsewhere, keys)
+                elif len(elsewhere):
+                    leaked = np.isin(keys, elsewhere)
+                    self.counts[
+                        "training rows dropped because their inputs stand in the validation or test rows"
+                    ] += int((leaked & good).sum())
+                    good &= ~leaked
+                kept += int(good.sum())
+                marks = [pl.Series(_KEY, keys), pl.Series(_GOOD, good)]
+                repaired.with_columns(marks).write_ipc(spool / name / f"{i:08}.arrow")
+                chunk.write_ipc(spool / name / f"{i:08}.original")
                 self.report(f"reading {name}", read[name])
             if not read[name]:
                 raise DataError(f"the {name} data has a header but no row; give at least a few rows")
@@ -241,21 +253,46 @@ class _Preparation:
                 )
         return read
 
+    def _repair(
+        self, chunk: pl.DataFrame, steps: list[Cleaner], *, dropping: bool
+    ) -> tuple[pl.DataFrame, npt.NDArray[np.bool_]]:
+        """Return all rows, repaired by the steps that need no fitting, and which of them a training would keep, (n,)."""
+        if not steps:
+            return chunk, np.ones(len(chunk), dtype=bool)
+        repaired = chunk
+        good = np.ones(len(chunk), dtype=bool)
+        for step in steps:
+            if dropping:
+                numbered = repaired.filter(pl.Series(good)).with_columns(
+                    pl.Series(_ROW, np.flatnonzero(good))
+                )
+                left = step.apply(numbered, predicting=False)[_ROW].to_numpy()
+                self.counts.update(step.counts())
+                good = np.isin(np.arange(len(chunk)), left)
+            repaired = step.apply(repaired, predicting=True)
+            step.counts()  # counted above, or again when the rows are encoded
+        return repaired, good
+
     @staticmethod
-    def _chunks(folder: Path) -> Iterator[tuple[pl.DataFrame, npt.NDArray[np.uint64]]]:
+    def _chunks(folder: Path) -> Iterator[_Spooled]:
         for part in sorted(folder.glob("*.arrow")):
             chunk = pl.read_ipc(part)
-            yield chunk.drop(_KEY), chunk[_KEY].to_numpy()
+            yield _Spooled(
+                chunk.drop(_KEY, _GOOD),
+                chunk[_KEY].to_numpy(),
+                chunk[_GOOD].to_numpy(),
+                part.with_suffix(".original"),
+            )
 
     # pass 2
     def _fit_split(self, spool: Path) -> None:
-        for chunk, keys in self._chunks(spool / "train"):
-            self.split.update(chunk, keys)
+        for one in self._chunks(spool / "train"):
+            self.split.update(one.rows.filter(pl.Series(one.good)), one.keys[one.good])
         self.split.finish()
 
     def _training(self, spool: Path) -> Iterator[pl.DataFrame]:
-        for chunk, keys in self._chunks(spool / "train"):
-            part = chunk.filter(pl.Series(self.split.assign(chunk, keys) == TRAIN))
+        for one in self._chunks(spool / "train"):
+            part = one.rows.filter(pl.Series((self.split.assign(one.rows, one.keys) == TRAIN) & one.good))
             if len(part):
                 yield part
 
@@ -304,30 +341,34 @@ class _Preparation:
                 (self.target / f"raw-{name}").mkdir()
             done = 0
             for source in self.sources:
-                for chunk, keys in self._chunks(spool / source):
-                    parts = (
-                        [
-                            (n, chunk.filter(pl.Series(self.split.assign(chunk, keys) == code)))
-                            for n, code in SPLITS.items()
-                        ]
-                        if source == "train"
-                        else [(source, chunk)]
-                    )
-                    for split, part in parts:
+                for one in self._chunks(spool / source):
+                    codes = np.full(len(one.rows), SPLITS[source], dtype=np.uint8)
+                    if source == "train":
+                        codes = self.split.assign(one.rows, one.keys)
+                    for split, code in SPLITS.items():
+                        mine = codes == code
+                        if split == "train":
+                            original = one.rows.filter(pl.Series(mine & one.good))
+                            part = self.pipeline.clean(original, predicting=False, steps=ready)
+                        elif mine.any():
+                            # Rows to choose by and to report on go the way of rows to predict, from what the user has:
+                            # none is dropped for what it holds, and what is measured here is what is served.
+                            original = pl.read_ipc(one.original).filter(pl.Series(mine))
+                            part = self.pipeline.clean(original, predicting=True)
+                        else:
+                            continue
                         if not len(part):
                             continue
-                        # Rows to choose by and to report on are not dropped for what they hold; reality has outliers.
-                        part = self.pipeline.clean(part, predicting=split != "train", steps=ready)
                         encoded, kept = self.pipeline.encode(part, targets=True)
                         n = int(kept.sum())
                         if not n:
                             continue
                         writers[split].append(encoded)
                         if split != "train":
-                            raw = part.filter(pl.Series(kept))
+                            raw = original.filter(pl.Series(kept))
                             raw.write_ipc(self.target / f"raw-{split}" / f"{rows[split]:012}.arrow")
                         rows[split] += n
-                    done += len(chunk)
+                    done += len(one.rows)
                     self.report("encoding", done)
         return rows
 

@@ -154,6 +154,7 @@ def _score(
 ) -> tuple[dict[str, Array], dict[str, Array], Array | None, Array]:
     """Return outputs, truths and weights of the rows that can be scored, and which rows those are."""
     pipeline = predictor.pipeline
+    part = predictor.clean(part)
     known = np.ones(len(part), dtype=bool)
     for column, processor in pipeline.targets.items():
         good = processor.known(part[column]).to_numpy()
@@ -162,7 +163,7 @@ def _score(
         )
         known &= good
     scored = part.filter(pl.Series(known))
-    outputs, readable = predictor.outputs(scored, batch_size)
+    outputs, readable = predictor.outputs_of_cleaned(scored, batch_size)
     scored = scored.filter(pl.Series(readable))
     kept = known.copy()
     kept[known] = readable
@@ -172,7 +173,9 @@ def _score(
         truth[column] = processor.truth(encoded)
     weights = None
     if pipeline.weight is not None and pipeline.weight in scored.columns:
-        weights = scored[pipeline.weight].cast(pl.Float64, strict=False).fill_null(0.0).to_numpy()
+        # As in training, a weight that is missing or negative makes no sense; here the row then counts for nothing.
+        values = scored[pipeline.weight].cast(pl.Float64, strict=False).fill_null(0.0).to_numpy()
+        weights = np.where(np.isfinite(values) & (values >= 0), values, 0.0)
     return outputs, truth, weights, kept
 
 

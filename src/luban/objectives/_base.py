@@ -178,9 +178,7 @@ class Supervised(Objective):
         sides: list[tuple[Tensor, Tensor | None]] = []
         own = self.row_weights(batch, target)
         for side, part in ((target, share), (target[partner], 1 - share)):
-            weight = self.row_weights(batch, side)
-            if weight is not None and side is not target and "row.weight" in batch and own is not None:
-                weight = weight[partner]
+            weight = own if side is target or own is None else own[partner]
             sides.append((side, part if weight is None else part * weight))
         return sides, torch.stack([w.sum() for _, w in sides if w is not None]).sum()
 

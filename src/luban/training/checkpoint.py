@@ -81,14 +81,17 @@ class Checkpoints:
 
     def save(
         self, step: int, state: dict[str, Any], best: Mapping[str, Tensor] | None, *, best_changed: bool
-    ) -> None:
-        """Write a checkpoint, then let go of all but the last few.
+    ) -> bool:
+        """Write a checkpoint, unless that of this step is there, and let go of all but the last few.
 
         Args:
             step: number of updates made.
             state: whatever `load` is to return; tensors anywhere in it.
             best: the best weights so far.
-            best_changed: whether they are others than at the last call.
+            best_changed: whether they are others than at the last checkpoint.
+
+        Returns:
+            Whether it was written.
 
         Raises:
             MachineError: if the disk is full or cannot be written; earlier checkpoints stay.
@@ -97,7 +100,7 @@ class Checkpoints:
         skeleton = split(state, tensors)
         target = self.folder / f"step-{step:08}"
         if target.exists():
-            return
+            return False
         previous = next(iter(self._all()), None)
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         if best is not None:
@@ -116,6 +119,7 @@ class Checkpoints:
             (folder / "manifest.json").write_text(json.dumps(hashes), encoding="utf-8")
         for old in self._all()[_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
+        return True
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor] | None] | None:
         """Return the state and the best weights of the newest checkpoint that is undamaged; None if there is none.

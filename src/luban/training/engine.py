@@ -174,35 +174,37 @@ class Engine:
         self.step.model.train()
         self._window = (time.perf_counter(), 0, 0)
         while progress.step < progress.total_steps and progress.stopped is None:
-            for batches, used in self._updates(progress.epoch, progress.batch):
+            for batches, used, ends_epoch in self._updates(progress.epoch, progress.batch):
                 self._update(batches)
                 progress.batch += used
+                if ends_epoch:
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
                 last = progress.step >= progress.total_steps
-                if last or (self.evaluate_every is not None and progress.step % self.evaluate_every == 0):
+                every = self.evaluate_every
+                if last or (ends_epoch if every is None else progress.step % every == 0):
                     self._look()
                 if last or progress.stopped is not None:
                     break
+                # Only here is the state that of a whole update and of all that follows from it.
                 self._maybe_save()
-                if self._interrupted:  # only here is the state that of a whole update
+                if self._interrupted:
                     self._flush()
                     self._save()
                     raise Interrupted
-            else:
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-                if self.evaluate_every is None:
-                    self._look()
-                self._maybe_save()
         self._flush()
         self._save()
 
-    def _updates(self, epoch: int, start: int) -> Iterator[tuple[Iterable[Batch], int]]:
-        """Yield the batches of each update, and how many they are."""
+    def _updates(self, epoch: int, start: int) -> Iterator[tuple[Iterable[Batch], int, bool]]:
+        """Yield the batches of each update, how many they are, and whether the epoch ends with them."""
         if self.accumulate == 0:
-            yield _Epoch(self.loader, epoch), 0
+            yield _Epoch(self.loader, epoch), 0, True
             return
         batches = self.loader.batches(epoch, start)
-        while group := list(islice(batches, self.accumulate)):
-            yield group, len(group)
+        group = list(islice(batches, self.accumulate))
+        while group:
+            following = list(islice(batches, self.accumulate))
+            yield group, len(group), not following
+            group = following
 
     def _update(self, batches: Iterable[Batch]) -> None:
         progress = self.progress
@@ -265,7 +267,9 @@ class Engine:
         if self.validation is None:
             return
         figures = self.evaluate()
-        value = figures[self.metric]
+        value = figures.get(
+            self.metric, math.nan
+        )  # not defined at this look: no row was predicted positive, say
         lower_is_better = is_loss(self.metric)
         # A metric that is not defined (nan) is never the best.
         better = not math.isnan(value) and (
@@ -340,8 +344,10 @@ class Engine:
     def _save(self) -> None:
         if self.checkpoints is None:
             return
-        self.checkpoints.save(self.progress.step, self._state(), self.best, best_changed=self._best_changed)
-        self._best_changed = False
+        if self.checkpoints.save(
+            self.progress.step, self._state(), self.best, best_changed=self._best_changed
+        ):
+            self._best_changed = False
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
