@@ -31,9 +31,9 @@ from luban import files
 from luban.adapt._base import Adaptation
 from luban.data.contracts import Spec
 from luban.data.pipeline import Pipeline
-from luban.errors import ArtefactError, RecipeError
+from luban.errors import ArtefactError, MissingError, RecipeError
 from luban.models._base import Model
-from luban.recipe import Component, Section
+from luban.recipe import Component, Section, read_yaml
 from luban.tensors import write_tensors
 
 __all__ = ["FORMAT", "Artefact", "build_model", "is_artefact", "write", "write_json"]
@@ -106,6 +106,12 @@ class Artefact:
             adapt = [Section("adapt").parse(step) for step in config["adapt"]]
             spec = Spec.from_json(config["spec"])
         except (KeyError, TypeError, ValueError, AttributeError, OSError, RecipeError) as error:
+            if isinstance(error, RecipeError) and (modules := _imports_of(folder)):
+                # Nothing of a stranger's is imported unasked, so the user must say it.
+                raise MissingError(
+                    f"'{path}' needs components of {', '.join(modules)} ({error}); import it first, "
+                    f"with 'luban --import {modules[0]} ...' or an import statement"
+                ) from None
             raise ArtefactError(
                 f"'{path}' is damaged: config.json and preprocessing.json do not fit together ({_brief(error)})"
             ) from None
@@ -175,6 +181,15 @@ class Artefact:
             raise ArtefactError(
                 f"'{self.path / 'model.safetensors'}' is damaged: it is not the file that was written when the artefact was made"
             )
+
+
+def _imports_of(folder: Path) -> list[str]:
+    """Return the modules that the recipe of an artefact imported."""
+    try:
+        data = read_yaml((folder / "recipe.yaml").read_text(encoding="utf-8")).data
+        return [str(name) for name in data.get("imports") or []]
+    except (OSError, ValueError, AttributeError, TypeError, RecipeError):
+        return []
 
 
 def is_artefact(path: Path) -> bool:

@@ -173,7 +173,15 @@ def train(
         from luban.training.engine import Interrupted
 
         if isinstance(error, Interrupted):
-            again = " ".join(["luban train", recipe, *(overrides or []), *(["-o", output] if output else [])])
+            again = " ".join(
+                [
+                    "luban train",
+                    recipe,
+                    *(overrides or []),
+                    *(["-o", output] if output else []),
+                    *(["--force"] if force else []),
+                ]
+            )
             console.say(f"stopped; a checkpoint is saved. Go on with: {again}")
         raise
     if as_json:
@@ -435,8 +443,28 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+def _import(modules: list[str] | None) -> None:
+    import importlib
+
+    if modules:
+        sys.path.insert(0, os.getcwd())
+    for name in modules or []:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the user's own module: whatever it raises is news for the user
+            raise InputError(
+                f"--import: module '{name}' cannot be imported ({type(error).__name__}: {error})"
+            ) from None
+
+
 @app.callback()
 def _root(
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", callback=_import, help="A module of yours that registers components; may be repeated."
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

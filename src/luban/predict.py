@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,17 @@ class Predictor:
         predictions: list[dict[str, Any]] = []
         for start in range(0, len(frame), _ENCODED):
             part = frame.slice(start, _ENCODED)
-            outputs, kept = self.outputs(part, batch_size)
+            try:
+                outputs, kept = self.outputs(part, batch_size)
+            except pl.exceptions.PolarsError as error:
+                # A cell of a kind that no processor foresees (a list where a number belongs): its row alone is at fault.
+                if len(part) == 1:
+                    predictions.append(
+                        {"error": f"a cell cannot be read: {' '.join(str(error).split())[:120]}"}
+                    )
+                else:
+                    predictions += [p for row in part.to_dicts() for p in self.predict([row])]
+                continue
             decoded: list[dict[str, Any]] = [{} for _ in range(int(kept.sum()))]
             for column, processor in self.pipeline.targets.items():
                 values = processor.decode(outputs[f"{column}.{processor.output}"])
@@ -156,7 +166,7 @@ class Predictor:
             now = self.predict([one["row"] for one in sample])
         except DataError as error:
             raise ArtefactError(f"{what} is damaged: its sample cannot be predicted ({error})") from None
-        scales = {column: getattr(p, "_scale", 1.0) for column, p in self.pipeline.targets.items()}
+        scales = {column: p.unit for column, p in self.pipeline.targets.items()}
         worst, where = 0.0, 0
         for i, (one, prediction) in enumerate(zip(sample, now, strict=True)):
             own = drift(one["prediction"], prediction, scales)
@@ -170,8 +180,8 @@ class Predictor:
         return worst
 
 
-def drift(a: Mapping[str, Any], b: Mapping[str, Any], scales: Mapping[str, float]) -> float:
-    """Return the largest difference between two predictions: of scores, or of numbers in deviations of their target."""
+def drift(a: Mapping[str, Any], b: Mapping[str, Any], units: Mapping[str, Callable[[float], float]]) -> float:
+    """Return the largest difference between two predictions: of scores, or of numbers in their target's `unit`."""
     worst = 0.0
     for name, value in a.items():
         other = b.get(name)
@@ -180,7 +190,8 @@ def drift(a: Mapping[str, Any], b: Mapping[str, Any], scales: Mapping[str, float
         elif (
             isinstance(value, float | int) and not isinstance(value, bool) and isinstance(other, float | int)
         ):
-            difference = abs(value - other) / max(abs(scales.get(name, 1.0)), 1e-12)
+            unit = units[name](value) if name in units else 1.0
+            difference = abs(value - other) / max(abs(unit), 1e-12)
             worst = max(worst, math.inf if math.isnan(difference) else difference)
         # A label alone may flip when its score stands at the threshold; the scores beside it tell the truth.
         elif other != value and f"{name}.scores" not in a and name != "error":

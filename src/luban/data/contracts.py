@@ -208,6 +208,10 @@ class Processor(Component):
         each class or word (n, width)), or numbers in the user's units (n,)."""
         raise NotImplementedError(f"'{self.type}' cannot be a target")
 
+    def unit(self, value: float) -> float:
+        """For a target: return how large a difference from `value` counts as 1 when predictions are compared."""
+        return 1.0
+
     def classes(self) -> list[str]:
         """For a target: return the names of the classes, in the order of the outputs; none for a number."""
         return []

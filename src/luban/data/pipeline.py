@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -15,7 +15,7 @@ import polars as pl
 
 from luban.data.contracts import Array, Cleaner, Encoded, Field, Flat, Processor, Role, Spec
 from luban.errors import DataError, did_you_mean
-from luban.recipe import Data
+from luban.recipe import Component, Data
 
 __all__ = ["WEIGHT", "Pipeline", "is_fitted_step", "raw_bytes", "row_keys"]
 
@@ -63,7 +63,7 @@ class Pipeline:
         # Fitting changes a processor: each pipeline owns copies, so that a recipe can be used twice.
         targets = {name: _fresh(cast(Processor, p)) for name, p in data.targets.items()}
         inputs: dict[str, Processor] = {}
-        made_by_cleaning = {f"{column}_missing" for column in columns or []}
+        made = _made_by(data.clean, columns or [])
         for name, processor in data.inputs.items():
             matches = [name]
             if columns is not None and name not in columns and any(c in name for c in "*?["):
@@ -79,7 +79,7 @@ class Pipeline:
         if columns is not None:
             wanted = [*inputs, *targets, *data.groups, *([data.weight] if data.weight else [])]
             for name in wanted:
-                if name not in columns and name not in made_by_cleaning:
+                if name not in columns and name not in made:
                     raise DataError(
                         f"there is no column '{name}'; columns are {_listed(columns)}{did_you_mean(name, columns)}"
                     )
@@ -115,15 +115,22 @@ class Pipeline:
             fields[f"{column}.raw"] = Field(column, "raw", "id", "uint8", None)
         return Spec(fields)
 
-    def require(self, columns: Iterable[str], *, targets: bool) -> None:
+    @property
+    def given(self) -> dict[str, Processor]:
+        """The inputs that a row brings itself; the others are made by cleaning."""
+        made = _made_by(self.cleaners, [*self.inputs])
+        return {name: processor for name, processor in self.inputs.items() if name not in made}
+
+    def require(self, columns: Iterable[str], *, targets: bool, beside: bool = False) -> None:
         """Check that rows bring the columns that are needed.
 
         Raises:
             DataError: naming the first that is missing.
         """
         have = list(columns)
-        made = {f"{column}_missing" for column in have}
-        for name in [*self.inputs, *(self.targets if targets else ())]:
+        made = _made_by(self.cleaners, have)
+        others = [*self.groups, *([self.weight] if self.weight else [])] if beside else []
+        for name in [*self.inputs, *(self.targets if targets else ()), *others]:
             if name not in have and name not in made:
                 raise DataError(
                     f"there is no column '{name}', which the model reads; columns are {_listed(have)}{did_you_mean(name, have)}"
@@ -226,6 +233,16 @@ class Pipeline:
             state["groups"],
             state["weight"],
         )
+
+
+def _made_by(steps: Sequence[Component], columns: list[str]) -> set[str]:
+    """Return the columns that cleaning adds to these: the indicators of missing values."""
+    return {
+        f"{column}_missing"
+        for step in steps
+        if getattr(step, "indicator", False)
+        for column in getattr(step, "columns", None) or columns
+    }
 
 
 def _fresh(processor: Processor) -> Processor:

@@ -226,7 +226,7 @@ class _Preparation:
             for i, chunk in enumerate(self.sources[name].scan()):
                 if i == 0:
                     try:
-                        self.pipeline.require(chunk.columns, targets=True)
+                        self.pipeline.require(chunk.columns, targets=True, beside=True)
                     except DataError as error:
                         raise DataError(f"the {name} data: {error}") from None
                 read[name] += len(chunk)
@@ -249,7 +249,7 @@ class _Preparation:
                 raise DataError(f"the {name} data has a header but no row; give at least a few rows")
             if not kept:
                 raise DataError(
-                    f"none of the {read[name]:,} rows of the {name} data is left after cleaning: {_commonest(self.pipeline.counts)}; see data.clean"
+                    f"none of the {read[name]:,} rows of the {name} data is left after cleaning: {_commonest(self.counts)}; see data.clean"
                 )
         return read
 

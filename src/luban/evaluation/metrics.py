@@ -684,7 +684,7 @@ def compare_paired(
     weights: Array | None = None,
     *,
     classes: Sequence[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float | tuple[float, float] = 0.5,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
@@ -700,8 +700,9 @@ def compare_paired(
         (0.5, 0, 50)
     """
     drawn, correct = [], []
-    for scores in (scores_a, scores_b):
-        collector = Collector(task, classes, threshold=threshold)
+    thresholds = threshold if isinstance(threshold, tuple) else (threshold, threshold)
+    for scores, own in zip((scores_a, scores_b), thresholds, strict=True):
+        collector = Collector(task, classes, threshold=own)
         collector.update(truth, scores, weights)
         records = collector.records()
         drawn.append(_bootstrap(task, records, len(collector.classes), resamples, seed))

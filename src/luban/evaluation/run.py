@@ -28,8 +28,14 @@ _PART = 1024  # rows encoded at a time
 
 def collector_of(processor: Processor) -> Collector:
     """Return a collector for a target."""
-    threshold = processor.threshold if isinstance(processor, Binary | Set) else 0.5
-    return Collector(cast(Task, processor.task), processor.classes() or None, threshold=threshold)
+    return Collector(
+        cast(Task, processor.task), processor.classes() or None, threshold=threshold_of(processor)
+    )
+
+
+def threshold_of(processor: Processor) -> float:
+    """Return the probability from which a target's word is predicted."""
+    return processor.threshold if isinstance(processor, Binary | Set) else 0.5
 
 
 @dataclass

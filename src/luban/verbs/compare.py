@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from luban.artefact import Artefact
 from luban.data.contracts import Array
 from luban.errors import ArtefactError, DataError
 from luban.evaluation.metrics import Task, compare_paired
+from luban.evaluation.run import threshold_of
 from luban.predict import Predictor, of_artefact
 from luban.verbs.rows import chunks_of
 
@@ -71,7 +73,11 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
         )
         return result
     columns = list(dict.fromkeys(c for one in artefacts for c in one.pipeline.inputs))
-    truth, scores, rows = _both(predictors, chunks_of(data, columns), shared)
+    chunks = chunks_of(data, columns)
+    first = next(chunks, None)
+    if first is None:
+        raise DataError("there is no row to compare on")
+    truth, scores, rows = _both(predictors, chain([first], chunks), shared)
     result["rows"] = rows
     result["differences"] = {}
     for name in shared:
@@ -82,9 +88,13 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
             scores[0][name],
             scores[1][name],
             classes=processor.classes() or None,
+            threshold=(
+                threshold_of(processor),
+                threshold_of(predictors[1].pipeline.targets[name]),
+            ),
         )
         result["differences"][name] = asdict(compared)
-    for side, speed in zip(sides, _speeds(predictors, chunks_of(data, columns)), strict=True):
+    for side, speed in zip(sides, _speeds(predictors, first), strict=True):
         side["rows_per_second"] = round(speed, 1)
     return result
 
@@ -129,9 +139,9 @@ def _both(
     return {name: np.concatenate(parts) for name, parts in truth.items()}, joined, rows
 
 
-def _speeds(predictors: list[Predictor], chunks: Iterator[pl.DataFrame]) -> list[float]:
+def _speeds(predictors: list[Predictor], rows: pl.DataFrame) -> list[float]:
     """Rows a second, measured in turns so that both meet the same machine."""
-    part = next(chunks).head(_TIMED_ROWS)
+    part = rows.head(_TIMED_ROWS)
     times: list[list[float]] = [[] for _ in predictors]
     for _ in range(5):
         for predictor, own in zip(predictors, times, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,13 @@ def evaluate(
         )
     for warning in warnings:
         console.say(f"careful: {warning}")
-    result = score(predictor, chunks, by=by or predictor.pipeline.groups, resamples=resamples)
+    first = next(chunks, None)
+    if first is None:
+        raise DataError("there is no row to measure on" + (f" in split '{split}'" if split else ""))
+    groups = [
+        name for name in predictor.pipeline.groups if name in first.columns
+    ]  # unasked, so only where they are
+    result = score(predictor, chain([first], chunks), by=by or groups, resamples=resamples)
     return {"artefact": str(artefact), **result.to_json(), "split": split, "warnings": warnings}
 
 

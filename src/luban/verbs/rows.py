@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
 from collections.abc import Iterator
@@ -72,10 +73,10 @@ def open_data(data: str) -> Source:
 
 
 def _looks_like_data(data: str) -> bool:
-    if "://" in data or data.startswith("dataset:") or any(c in data for c in "*?["):
+    if data.startswith("dataset:") or ("://" in data and not any(c.isspace() for c in data)):
         return True
     try:
-        if Path(data).exists():
+        if Path(data).exists() or (any(c in data for c in "*?[") and glob.glob(data)):
             return True
     except OSError:  # a text longer than any file name
         return False

@@ -86,21 +86,33 @@ def train(
 
 
 def _train(
-    resolved: Recipe, name: str, output: Path | None, resume: bool, force: bool, console: Console
+    resolved: Recipe,
+    name: str,
+    output: Path | None,
+    resume: bool,
+    force: bool,
+    console: Console,
+    *,
+    fold: bool = False,
 ) -> dict[str, Any]:
+    """Train once; a finished fold of the very same run is taken as it is."""
     started = time.perf_counter()
-    if output is not None and not force and artefact.is_artefact(output):
+    if output is not None and not force and not fold and (output / "config.json").exists():
         raise _finished(output)  # before the data is prepared
     plan = make_plan(resolved, console.stage)
     _tell(plan, console)
     identity = _identity(plan)
+    if fold and resume and output is not None and _identity_of(output / "lineage.json") == identity:
+        done = Artefact.load(output)
+        console.say(f"'{output}' is finished")
+        return _result(output, done.metrics, done.lineage)
     target = _place(output, name, identity, resume=resume, force=force, console=console)
     work = target / "train"
     with files.writing(f"'{target}'"):
         work.mkdir(parents=True, exist_ok=True)
         artefact.write_json(work / _RUN, {"identity": identity, "recipe": plan.recipe.model_dump()})
     outcome = _fit(plan, work, console)
-    return _finish(plan, outcome, target, time.perf_counter() - started, console)
+    return _finish(plan, outcome, target, identity, time.perf_counter() - started, console)
 
 
 def _fit(plan: Plan, work: Path, console: Console) -> Outcome:
@@ -170,6 +182,22 @@ def _finished(target: Path) -> ArtefactError:
     )
 
 
+def _identity_of(path: Path) -> str | None:
+    """Return the identity of the run that a run.json or lineage.json tells of."""
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return identity if isinstance(identity, str) else None
+
+
+def _only_ours(work: Path) -> bool:
+    """Whether a folder holds nothing but what a run writes before it says what it is."""
+    return work.is_dir() and all(
+        path.name.endswith(".partial") or path.name == _RUN for path in work.iterdir()
+    )
+
+
 def _place(
     output: Path | None, name: str, identity: str, *, resume: bool, force: bool, console: Console
 ) -> Path:
@@ -184,19 +212,21 @@ def _place(
             return target
         if not target.is_dir():
             raise ArtefactError(f"'{target}' is a file; name another place with -o")
-        if artefact.is_artefact(target):
+        work = target / "train"
+        known = _identity_of(work / _RUN)
+        if (target / "config.json").exists():
             if output is None:
                 continue
-            if not force:
+            if not force or not artefact.is_artefact(target):
                 raise _finished(target)
-            console.say(f"'{target}' will be replaced")
-            shutil.rmtree(target)
+            if known != identity or not resume or _identity_of(target / "lineage.json") == identity:
+                shutil.rmtree(
+                    work, ignore_errors=True
+                )  # the artefact itself stays until its successor is finished
+            console.say(f"'{target}' will be replaced once training has ended well")
             return target
-        try:
-            known = json.loads((target / "train" / _RUN).read_text(encoding="utf-8"))["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
-            known = None
-        if known is None and any(path.name != "train" for path in target.iterdir()):
+        # A folder is ours if a run says so; one that merely has a 'train' in it may be a team's pictures.
+        if known is None and not all(path == work and _only_ours(work) for path in target.iterdir()):
             if output is None:
                 continue
             raise ArtefactError(
@@ -205,19 +235,22 @@ def _place(
         if known == identity and resume:
             return target
         if known in (identity, None) or force:
-            shutil.rmtree(target)
+            shutil.rmtree(work, ignore_errors=True)
             return target
         if output is not None:
             raise ArtefactError(
                 f"'{target}' holds an interrupted run of another recipe or other data; go on with that recipe, name another place with -o, or start anew with --force"
             )
+        console.say(f"'{target}' holds an interrupted run of another recipe or other data; it is left alone")
     raise ArtefactError(f"'runs/{name}' and its numbered followers are all taken; name a place with -o")
 
 
 # --- the artefact -----------------------------------------------------------------------------------------
 
 
-def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console: Console) -> dict[str, Any]:
+def _finish(
+    plan: Plan, outcome: Outcome, target: Path, identity: str, seconds: float, console: Console
+) -> dict[str, Any]:
     """Measure the chosen weights, freeze a sample, and write everything at once."""
     prepared = plan.prepared
     started = time.perf_counter()
@@ -239,7 +272,10 @@ def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console:
             artefact.write_json(folder / name, {})
         (folder / "sample.jsonl").write_text("", encoding="utf-8")
         predictor = load(folder, device=plan.choice.device.type, verify=False)
-        split = next((s for s in ("test", "validation") if prepared.rows[s]), None)
+        own_split = plan.recipe.data.split
+        folds = own_split is not None and own_split.type == "folds"  # a fold is measured on what it held out
+        order = ("validation", "test") if folds else ("test", "validation")
+        split = next((s for s in order if prepared.rows[s]), None)
         metrics: dict[str, Any] = {}
         if split is not None:
             console.say(f"measuring on {prepared.rows[split]:,} {split} rows")
@@ -259,6 +295,7 @@ def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console:
         seconds += time.perf_counter() - started
         lineage = {
             "verb": "train",
+            "identity": identity,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "parents": [],
             "data": prepared.fingerprints,
@@ -286,15 +323,19 @@ def _finish(plan: Plan, outcome: Outcome, target: Path, seconds: float, console:
         )
         load(folder, device=plan.choice.device.type)  # the parity contract, before anybody relies on it
     _merge(finished, target)
+    return _result(target, metrics, lineage)
+
+
+def _result(target: Path, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "artefact": str(target),
         "metrics": metrics.get("metrics", {}),
         "measured_on": metrics.get("measured_on"),
-        "rows": prepared.rows,
-        "steps": outcome.progress.step,
-        "stopped": outcome.progress.stopped,
-        "seconds": round(seconds, 2),
-        "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+        "rows": lineage["rows"],
+        "steps": lineage["progress"]["step"],
+        "stopped": lineage["progress"]["stopped"],
+        "seconds": lineage["cost"]["seconds"],
+        "peak_memory_mb": lineage["cost"]["peak_memory_mb"],
         "card": str(target / "README.md"),
     }
 
@@ -309,6 +350,8 @@ def _merge(folder: Path, target: Path) -> None:
     """Move the finished parts beside the checkpoints; config.json, which makes it an artefact, comes last."""
     with files.writing(f"'{target}'"):
         names = sorted(path.name for path in folder.iterdir())
+        # A predecessor that is being replaced stops being an artefact first: half of each is neither.
+        (target / "config.json").unlink(missing_ok=True)
         for name in [n for n in names if n != "config.json"] + ["config.json"]:
             os.replace(folder / name, target / name)
         files.sync(target)
@@ -328,7 +371,7 @@ def _sample(predictor: Predictor, prepared: Prepared, recipe: Recipe) -> list[di
             if sum(map(len, first)) >= _SAMPLE_ROWS:
                 break
         frame = pl.concat(first)
-        columns = {name: processor.portable(frame[name]) for name, processor in pipeline.inputs.items()}
+        columns = {name: processor.portable(frame[name]) for name, processor in pipeline.given.items()}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [
         {"row": row, "prediction": prediction}
@@ -341,7 +384,7 @@ def synthetic_rows(prepared: Prepared, n: int) -> list[dict[str, Any]]:
     import numpy as np
 
     generator = np.random.default_rng(0)
-    columns = {name: processor.example(generator, n) for name, processor in prepared.pipeline.inputs.items()}
+    columns = {name: processor.example(generator, n) for name, processor in prepared.pipeline.given.items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -371,23 +414,7 @@ def _cross_validate(
         assert one.data.split is not None
         one.data.split.fold = fold  # type: ignore[attr-defined]
         place = output / f"fold-{fold}"
-        if artefact.is_artefact(place) and resume and not force:
-            known = Artefact.load(place)
-            if (
-                known.recipe
-                and recipes.load(recipes.read_yaml(known.recipe).data).data.model_dump()
-                == one.data.model_dump()
-            ):
-                results.append(
-                    {
-                        "artefact": str(place),
-                        "metrics": known.metrics.get("metrics", {}),
-                        "rows": known.lineage["rows"],
-                        "seconds": 0.0,
-                    }
-                )
-                continue
-        results.append(_train(one, place.name, place, resume, force, console))
+        results.append(_train(one, place.name, place, resume, force, console, fold=True))
     names = results[0]["metrics"]
     metrics: dict[str, Any] = {}
     for name in names:

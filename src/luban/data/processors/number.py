@@ -99,7 +99,10 @@ class Number(Processor):
         return fields
 
     def invalid(self, values: pl.Series) -> pl.Series:
-        return as_numbers(values).is_null() & values.is_not_null()
+        present = (
+            values.fill_nan(None) if values.dtype.is_float() else values
+        )  # NaN is how others say missing
+        return as_numbers(values).is_null() & present.is_not_null()
 
     def encode(self, values: pl.Series) -> Encoded:
         numbers = as_numbers(values)
@@ -127,6 +130,9 @@ class Number(Processor):
         if self.normalize == "log":
             numbers = np.sign(numbers) * np.expm1(np.minimum(np.abs(numbers), 700.0))
         return numbers
+
+    def unit(self, value: float) -> float:
+        return self._scale * (1 + abs(value)) if self.normalize == "log" else self._scale
 
     def decode(self, output: Array) -> list[dict[str, Any]]:
         return [{"value": value} for value in self.scores(output).tolist()]
