@@ -259,7 +259,7 @@ class Data(Config):
     weight: str | None = None
     """A column of row weights, zero or more."""
     clean: list[Annotated[Component, Section("cleaning")]] = []
-    """Cleaning steps in order; each is counted and reported."""
+    """Cleaning steps, each counted and reported; those that need no fitting act first, else the order is kept."""
     split: Annotated[Component, Section("splits", default="random")] | None = None
     """How rows become training, validation and test rows; by default 10 % each, at random, duplicates kept together."""
     augment: list[Annotated[Component, Section("augment")]] = []

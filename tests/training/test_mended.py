@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 import luban
-from luban.errors import ArtefactError, DataError, DivergenceError
+from luban.errors import ArtefactError, DataError, DivergenceError, RecipeError
 from luban.predict import load
 from luban.training import engine
 from luban.verbs.evaluate import evaluate
@@ -192,3 +192,16 @@ def test_a_text_with_marks_is_a_value(text: str) -> None:
         return
     (frame,) = chunks_of(text, ["review"])
     assert frame["review"].to_list() == [text]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"callbacks": ["early_stopping"]}, {"schedule": "plateau"}, {"metric": "side.accuracy"}],
+)
+def test_what_needs_validation_rows_refuses_without(
+    rows: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    without = recipe(rows, split={"validation": 0, "test": 0.2})
+    without["train"] |= options
+    with pytest.raises(RecipeError, match="looks at validation rows, but there are none"):
+        train(without, output=tmp_path / "model")

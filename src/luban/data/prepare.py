@@ -114,6 +114,7 @@ def prepare(
         "polars": pl.__version__,
         "data": data.model_dump(exclude={"augment"}),
         "fingerprints": fingerprints,
+        "files": _files_of(data),
         "raw_text": sorted(raw_text or []),
         "split": split.model_dump(),
     }
@@ -127,6 +128,13 @@ def prepare(
             _Preparation(data, sources, pipeline, split, target, report).run(fingerprints)
         _prune(folder.parent, keep=folder)
     return _read(folder)
+
+
+def _files_of(data: Data) -> dict[str, str]:
+    """Return the hashes of the tokenizers that a recipe names by path: another file there is another preparation."""
+    paths = [Path(path) for p in data.inputs.values() if (path := getattr(p, "tokenizer", None))]
+    found = [path / "tokenizer.json" if path.is_dir() else path for path in paths]
+    return {str(path): files.sha256_of(path) for path in found if path.is_file()}
 
 
 def _read(folder: Path) -> Prepared:

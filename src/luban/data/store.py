@@ -25,7 +25,10 @@ import numpy.typing as npt
 
 from luban.data.contracts import Array, Encoded, Flat, Spec
 
-__all__ = ["Store", "StoreWriter", "slice_rows"]
+__all__ = ["RAW", "Store", "StoreWriter", "slice_rows"]
+
+RAW = ".raw"
+"""Ending of the field that holds a column's text as bytes, where an augmentation changes it before it is encoded."""
 
 _GIVE_BACK = 64 * 2**20  # bytes touched between two times of giving pages back
 _PAGE_TOUCH = 16 * 4096  # what the kernel maps around one fault
@@ -171,8 +174,9 @@ class Store:
         if not self._flat:
             return np.ones(len(rows), dtype=np.int64)
         total = np.zeros(len(rows), dtype=np.int64)
-        for flat in self._flat.values():
-            total += flat.offsets[rows + 1] - flat.offsets[rows]
+        for name, flat in self._flat.items():
+            if not name.endswith(RAW):  # the text itself, kept to be changed, is no tokens
+                total += flat.offsets[rows + 1] - flat.offsets[rows]
         self._give_back(len(rows) * len(self._flat))
         return total
 

@@ -144,7 +144,11 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
         # Without gradients a batch may be larger; the figures do not depend on it.
         wider = {**options, "batch_size": train.batch_size and max(256, train.batch_size)}
         validation = Loader(prepared.store("validation"), prepared.spec, **wider)
-    elif train.metric not in (None, "loss") or train.keep == "best":
+    elif needs := _needs_validation(recipe):
+        raise RecipeError(
+            f"{needs} looks at validation rows, but there are none; give data.validation or a share in data.split"
+        )
+    elif train.keep == "best":
         train.keep = "last"
         derived.append("there are no validation rows, so the last weights are kept")
     per_epoch = 1 if accumulate == 0 else -(-loader.count() // accumulate)
@@ -188,6 +192,16 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
         choice,
         flops,
     )
+
+
+def _needs_validation(recipe: Recipe) -> str | None:
+    """Return what in a recipe would do nothing without validation rows."""
+    train = recipe.train
+    if any(callback.type == "early_stopping" for callback in train.callbacks):
+        return "callback early_stopping"
+    if train.schedule is not None and train.schedule.type == "plateau":
+        return "schedule plateau"
+    return f"train.metric {train.metric}" if train.metric not in (None, "loss") else None
 
 
 def _model_spec(spec: Spec) -> Spec:
