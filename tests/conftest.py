@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tiny_case import RECIPE, Luban, Ran, write_rows
+
+# A busy machine is slow for reasons of its own; in CI the same examples are tried every time, so that red means something.
+hypothesis.settings.register_profile("luban", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("luban")
 
 _CACHE = pytest.StashKey[str]()
 _REAL = pytest.StashKey[str | None]()
