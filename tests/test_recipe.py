@@ -662,3 +662,24 @@ def test_the_schema_says_what_keys_are_for(validator: jsonschema.Draft202012Vali
             for key, own in definition["properties"].items():
                 assert key == "type" or own.get("description"), f"{section}.{name}.{key}"
     assert "luban_section" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        ("objective: {type: huber}", 5, "objective huber fits targets of kind number"),
+        ("train: {metric: y.acc}", 5, "train.metric: 'y.acc' is unknown"),
+        ("adapt: [{type: freeze, patterns: [nothing]}]", 5, "adapt freeze: no parameter matches 'nothing'"),
+    ],
+)
+def test_what_only_a_later_stage_knows_has_a_line_too(
+    tmp_path: Path, change: str, line: int, words: str
+) -> None:
+    from luban.verbs.check import check
+
+    (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{i},{i % 2}\n" for i in range(60)))
+    text = f"data:\n  train: rows.csv\n  inputs: {{x: number}}\n  targets: {{y: category}}\n{change}\nmodel: mlp\n"
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        check(tmp_path / "r.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'r.yaml'}:{line}: {words}")

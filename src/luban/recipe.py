@@ -16,6 +16,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
@@ -588,9 +589,16 @@ def load(
     Example:
         >>> recipe = load("reviews.yaml", ["train.epochs=1"])      # doctest: +SKIP
     """
+    if isinstance(source, Recipe) and not overrides:
+        return source
+    return read(source, overrides)[0]
+
+
+def read(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: list[str] | tuple[str, ...] = ()
+) -> tuple[Recipe, Document]:
+    """As `load`; return also the document, which knows where each key stands."""
     if isinstance(source, Recipe):
-        if not overrides:
-            return source
         source = source.model_dump()
     if isinstance(source, Mapping):
         document = Document(data=_copy(source))
@@ -609,9 +617,36 @@ def load(
     _import_modules(document, folder)
     _anchor_paths(document.data, folder)
     try:
-        return Recipe.model_validate(document.data)
+        return Recipe.model_validate(document.data), document
     except ValidationError as error:
         raise _explain(error, document) from None
+
+
+_PLACES = {
+    "objective": ("objective",), "augment": ("data", "augment"), "adapt": ("adapt",), "model": ("model",),
+    "models": ("model",), "optimizer": ("train", "optimizer"), "schedule": ("train", "schedule"),
+    "callback": ("train", "callbacks"), "target": ("data", "targets"), "class_weights": ("objective",),
+}  # fmt: skip
+
+
+@contextmanager
+def located(document: Document) -> Iterator[None]:
+    """Give file and line to what only a later stage can know, such as an objective that does not fit its target.
+
+    Such a message begins with the key (``train.metric: ...``) or with what it is about (``objective focal: ...``).
+    """
+    try:
+        yield
+    except RecipeError as error:
+        if error.at is not None or not document.lines:
+            raise
+        first = re.split(r"[\s:]", str(error), maxsplit=1)[0]
+        where = (
+            tuple(first.split("."))
+            if first.startswith(("train.", "data.", "model."))
+            else _PLACES.get(first, ())
+        )
+        raise RecipeError(str(error), at=document.at(where)) from None
 
 
 def _copy(value: Any) -> Any:

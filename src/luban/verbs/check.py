@@ -48,7 +48,9 @@ def check(
         LubanError: in one sentence, whatever would have stopped the run.
     """
     console = console or Console()
-    plan = make_plan(recipes.load(recipe, list(overrides)), console.stage)
+    resolved, document = recipes.read(recipe, list(overrides))
+    with recipes.located(document):
+        plan = make_plan(resolved, console.stage)
     console.end_stage()
     worst = plan.loader.worst()
     with machine.threads(cast(int, plan.recipe.train.threads)):

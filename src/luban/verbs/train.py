@@ -75,14 +75,15 @@ def train(
         'runs/reviews'
     """
     console = console or Console()
-    resolved = recipes.load(recipe, list(overrides))
+    resolved, document = recipes.read(recipe, list(overrides))
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "model"
+    place = Path(output) if output is not None else None
     split = resolved.data.split
-    if split is not None and split.type == "folds" and getattr(split, "fold", None) is None:
-        return _cross_validate(
-            resolved, Path(output or Path("runs") / name), resume=resume, force=force, console=console
-        )
-    return _train(resolved, name, Path(output) if output is not None else None, resume, force, console)
+    with recipes.located(document):
+        if split is not None and split.type == "folds" and getattr(split, "fold", None) is None:
+            folder = place or Path("runs") / name
+            return _cross_validate(resolved, folder, resume=resume, force=force, console=console)
+        return _train(resolved, name, place, resume, force, console)
 
 
 def _train(
