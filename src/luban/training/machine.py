@@ -33,13 +33,15 @@ class Choice:
         device: where the work is done.
         precision: ``fp32`` or ``bf16``.
         why: one line for the user.
-        peak: measured floating-point operations a second of large matrix products in this precision.
     """
 
     device: torch.device
     precision: str
     why: str
-    peak: float
+
+    def peak(self) -> float:
+        """Return floating-point operations a second of large matrix products, measured once for a machine."""
+        return _measured(self.device.type, self.precision, max(_WIDTHS))
 
 
 def cores() -> int:
@@ -160,8 +162,7 @@ def choose(device: str, precision: str, width: int) -> Choice:
         gain = _measured(where.type, "bf16", nearest) / _measured(where.type, "fp32", nearest)
         picked = "bf16" if gain >= _GAIN else "fp32"
         reason = f"bf16 is {gain:.1f}x as quick as fp32 at width {nearest}"
-    peak = _measured(where.type, picked, max(_WIDTHS))
-    return Choice(where, picked, f"{where.type} ({describe(where)}), {picked} ({reason})", peak)
+    return Choice(where, picked, f"{where.type} ({describe(where)}), {picked} ({reason})")
 
 
 def peak_memory_mb() -> float:

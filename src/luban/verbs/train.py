@@ -137,7 +137,7 @@ def _fit(plan: Plan, work: Path, console: Console) -> Outcome:
         checkpoint_seconds=options.checkpoint_every,
         checkpoint_steps=options.checkpoint_steps,
         callbacks=watching,
-        peak=plan.choice.peak,
+        peak=plan.choice.peak(),
         flops=plan.flops,
     )
     with machine.threads(cast(int, options.threads)):
