@@ -205,3 +205,16 @@ def test_what_needs_validation_rows_refuses_without(
     without["train"] |= options
     with pytest.raises(RecipeError, match="looks at validation rows, but there are none"):
         train(without, output=tmp_path / "model")
+
+
+def test_a_pattern_takes_no_column_that_plays_another_part(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    frame = pl.DataFrame({name: generator.random(60) for name in ("a", "b", "w", "g")})
+    frame = frame.with_columns(pl.Series("y", [i % 2 for i in range(60)]))
+    frame.with_columns(pl.Series("part", ["train", "test", "validation"] * 20)).write_csv(
+        tmp_path / "rows.csv"
+    )
+    data = {"train": str(tmp_path / "rows.csv"), "inputs": {"*": "number"}, "targets": {"y": "binary"}}
+    data |= {"weight": "w", "groups": ["g"], "split": {"type": "given", "by": "part"}}
+    train({"data": data, "model": "mlp", "train": {"steps": 2}}, output=tmp_path / "model")
+    assert list(load(tmp_path / "model").pipeline.inputs) == ["a", "b"]

@@ -64,14 +64,13 @@ class Pipeline:
         targets = {name: _fresh(cast(Processor, p)) for name, p in data.targets.items()}
         inputs: dict[str, Processor] = {}
         made = _made_by(data.clean, columns or [])
+        # Columns with another part to play enter a model only by their own name, never because a pattern matches.
+        by = getattr(data.split, "by", None) or []
+        reserved = {*targets, *data.inputs, *data.groups, data.weight, *([by] if isinstance(by, str) else by)}
         for name, processor in data.inputs.items():
             matches = [name]
             if columns is not None and name not in columns and any(c in name for c in "*?["):
-                matches = [
-                    c
-                    for c in columns
-                    if fnmatch.fnmatchcase(c, name) and c not in targets and c not in data.inputs
-                ]
+                matches = [c for c in columns if fnmatch.fnmatchcase(c, name) and c not in reserved]
                 if not matches:
                     raise DataError(f"no column matches the pattern '{name}'; columns are {_listed(columns)}")
             for match in matches:
