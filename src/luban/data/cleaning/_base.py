@@ -13,7 +13,20 @@ from pydantic import PrivateAttr
 from luban.data.contracts import Cleaner
 from luban.errors import DataError, did_you_mean
 
-__all__ = ["TOKENS", "FirstSeen", "Look", "Step", "chosen", "is_missing", "mix", "numbers", "row_hashes"]
+__all__ = [
+    "TOKENS",
+    "FirstSeen",
+    "Look",
+    "Step",
+    "chosen",
+    "has_numbers",
+    "has_text",
+    "is_missing",
+    "mix",
+    "numbers",
+    "plain",
+    "row_hashes",
+]
 
 TOKENS = ["", "NA", "N/A", "null", "None", "nan", "-", "?", "缺失", "无"]
 """Words that commonly stand for 'no value'; capitals and spaces around them do not matter."""
@@ -49,9 +62,25 @@ def chosen(columns: Sequence[str] | None, rows: pl.DataFrame) -> list[str]:
     return list(rows.columns if columns is None else columns)
 
 
+def plain(values: pl.Series) -> pl.Series:
+    """Return a column of categories as the text that it stands for, any other as it is, (n,)."""
+    return values.cast(pl.String) if isinstance(values.dtype, pl.Categorical | pl.Enum) else values
+
+
+def has_numbers(dtype: pl.DataType) -> bool:
+    """Whether cells of a type are numbers, or text that may read as numbers; a column of nulls may be either."""
+    return dtype.is_numeric() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)
+
+
+def has_text(dtype: pl.DataType) -> bool:
+    """Whether cells of a type can be written as text; lists, structures, bytes and durations cannot."""
+    return has_numbers(dtype) or isinstance(dtype, pl.Boolean | pl.Date | pl.Datetime | pl.Time)
+
+
 def is_missing(values: pl.Series, tokens: Sequence[str] = TOKENS) -> pl.Series:
     """Return which values are null, NaN or a word that means so, boolean, (n,)."""
     missing = values.is_null()
+    values = plain(values)
     if values.dtype == pl.String:
         missing |= (
             values.str.strip_chars()
@@ -66,6 +95,7 @@ def is_missing(values: pl.Series, tokens: Sequence[str] = TOKENS) -> pl.Series:
 
 def numbers(values: pl.Series) -> pl.Series:
     """Read numbers, also out of text; null where there is none (infinities are none), Float64, (n,)."""
+    values = plain(values)
     if values.dtype == pl.String:
         values = values.str.strip_chars().cast(pl.Float64, strict=False)
     elif not values.dtype.is_numeric():

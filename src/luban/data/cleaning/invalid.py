@@ -8,7 +8,8 @@ from typing import Annotated, Any, Self
 import polars as pl
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from luban.data.cleaning._base import Step, chosen, is_missing, numbers
+from luban.data.cleaning._base import Step, chosen, has_numbers, has_text, is_missing, numbers
+from luban.errors import DataError
 from luban.recipe import Config
 from luban.registry import register
 
@@ -57,7 +58,12 @@ class Rule(Config):
         return self
 
     def broken(self, values: pl.Series) -> pl.Series:
-        """Return which values break the rule, boolean, (n,)."""
+        """Return which values break the rule, boolean, (n,).
+
+        Raises:
+            DataError: if values of this type cannot be held against the rule.
+        """
+        self._require_kind(values)
         absent = is_missing(values, [""])
         broken = pl.Series([False]).new_from_index(0, len(values))
         if self.min is not None or self.max is not None:
@@ -65,13 +71,17 @@ class Rule(Config):
             low = -float("inf") if self.min is None else self.min
             high = float("inf") if self.max is None else self.max
             broken |= ~number.is_between(low, high).fill_null(False)
-        text = values.cast(pl.String)
+        text = values.cast(pl.String) if has_text(values.dtype) else absent  # only read where it is text
         if self.min_length is not None:
             broken |= text.str.len_chars() < self.min_length
         if self.max_length is not None:
             broken |= text.str.len_chars() > self.max_length
         if self.values is not None:
-            allowed = text.is_in([str(value) for value in self.values])
+            words = [str(value) for value in self.values]
+            words += [
+                word.lower() for word in words if word in ("True", "False")
+            ]  # as polars writes booleans
+            allowed = text.is_in(words)
             figures = [
                 float(v) for v in self.values if isinstance(v, int | float) and not isinstance(v, bool)
             ]
@@ -79,6 +89,22 @@ class Rule(Config):
         if self.matches is not None:
             broken |= ~text.str.contains(self.matches)
         return (broken.fill_null(False) & ~absent) | (absent & pl.Series([self.required]))
+
+    def _require_kind(self, values: pl.Series) -> None:
+        """Refuse what every cell of the column would break, only because of its type."""
+        of_numbers = [key for key in ("min", "max") if getattr(self, key) is not None]
+        of_text = [
+            key for key in ("min_length", "max_length", "values", "matches") if getattr(self, key) is not None
+        ]
+        for keys, fits, kinds in (
+            (of_numbers, has_numbers, "numbers, and text that reads as numbers"),
+            (of_text, has_text, "text, numbers, booleans and dates"),
+        ):
+            if keys and not fits(values.dtype):
+                raise DataError(
+                    f"rule of '{values.name}': {' and '.join(keys)} can be asked of {kinds}, but the column is of type "
+                    f"{values.dtype}; remove {' and '.join(keys)} (required can be asked of every type)"
+                )
 
 
 def _rule(rule: Any) -> Any:

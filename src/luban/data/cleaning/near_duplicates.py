@@ -9,7 +9,8 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field, PrivateAttr
 
-from luban.data.cleaning._base import FirstSeen, Step, chosen, mix
+from luban.data.cleaning._base import FirstSeen, Step, chosen, has_text, mix
+from luban.errors import DataError
 from luban.registry import register
 
 __all__ = ["NearDuplicates", "signatures"]
@@ -84,10 +85,20 @@ class NearDuplicates(Step):
         return 1
 
     def apply(self, rows: pl.DataFrame, *, predicting: bool) -> pl.DataFrame:
-        """Return the chunk without texts that resemble an earlier one; rows without text stay."""
+        """Return the chunk without texts that resemble an earlier one; rows without text stay.
+
+        Raises:
+            DataError: if the column does not exist or cannot be read as text.
+        """
         if predicting or rows.is_empty():
             return rows
-        text = rows[chosen([self.column], rows)[0]].cast(pl.String).fill_null("").str.strip_chars()
+        values = rows[chosen([self.column], rows)[0]]
+        if not has_text(values.dtype):
+            raise DataError(
+                f"column '{self.column}' is of type {values.dtype}, which holds no text to compare; name a column of "
+                "text, or use duplicates, which takes every type"
+            )
+        text = values.cast(pl.String).fill_null("").str.strip_chars()
         text = text.str.to_lowercase().str.replace_all(r"\s+", " ")
         keep = np.ones(len(rows), dtype=bool)
         present = (text != "").to_numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, PrivateAttr
 
-from luban.data.cleaning._base import Look, Step, chosen, numbers
+from luban.data.cleaning._base import Look, Step, chosen, has_numbers, numbers, plain
 from luban.data.quantiles import Quantiles
 from luban.errors import DataError
 from luban.registry import register
@@ -87,14 +87,14 @@ class Outliers(Step):
         outside: list[pl.Series] = []
         changed: list[pl.Series] = []
         for name, (low, high) in self._bounds.items():
-            if name not in rows.columns:
-                continue
-            values = numbers(rows[name])
+            if name not in rows.columns or not has_numbers(rows.schema[name]):
+                continue  # of another type than in training: whoever reads the column says so
+            values, cells = numbers(rows[name]), plain(rows[name])
             far = ((values < low) | (values > high)).fill_null(False)
             outside.append(far)
             # Text stays text, so that an unreadable cell stays what it is.
-            kind = pl.String if rows[name].dtype == pl.String else pl.Float64
-            changed.append(values.clip(low, high).cast(kind).zip_with(far, rows[name].cast(kind)))
+            kind = pl.String if cells.dtype == pl.String else pl.Float64
+            changed.append(values.clip(low, high).cast(kind).zip_with(far, cells.cast(kind)))
         if self.action == "clip":
             self._count("clipped", sum(int(far.sum()) for far in outside))
             return rows.with_columns(changed)

@@ -11,8 +11,8 @@ from typing import Literal
 
 import polars as pl
 
-from luban.data.cleaning._base import Step, chosen
-from luban.errors import MissingError
+from luban.data.cleaning._base import Step, chosen, plain
+from luban.errors import DataError, MissingError
 from luban.registry import register
 
 __all__ = ["Text"]
@@ -70,17 +70,26 @@ class Text(Step):
 
         Raises:
             MissingError: if `simplified` is asked for and its package is not installed.
+            DataError: if a column that the recipe names does not exist, or holds no text in training.
         """
         repair = self._steps()
         changed = []
         for name in rows.columns if predicting else chosen(self.columns, rows):
-            if rows[name].dtype == pl.String and (self.columns is None or name in self.columns):
-                texts = rows[name].to_list()
+            if self.columns is not None and name not in self.columns:
+                continue
+            texts = plain(rows[name])
+            if texts.dtype == pl.String:
                 clean = pl.Series(
-                    name, [None if text is None else repair(text) for text in texts], dtype=pl.String
+                    name,
+                    [None if text is None else repair(text) for text in texts.to_list()],
+                    dtype=pl.String,
                 )
-                self._count("changed", int((clean != rows[name]).sum()))
+                self._count("changed", int((clean != texts).sum()))
                 changed.append(clean)
+            elif self.columns is not None and texts.dtype != pl.Null and not predicting:
+                raise DataError(
+                    f"column '{name}' is of type {texts.dtype}, which holds no text to repair; leave it out of 'columns'"
+                )
         return rows.with_columns(changed)
 
     def _steps(self) -> Callable[[str], str]:
