@@ -4,7 +4,8 @@
 
 Memory: `luban train` in a process of its own, from a parquet file of N and of 10 N rows (eleven columns of numbers and
 categories, or one of text, and a target), with an empty cache, so that reading, splitting, fitting, encoding, 300 updates and
-the measuring of the artefact are all in it. The peak is ru_maxrss, as the kernel counts it.
+the measuring of the artefact are all in it. The peak is ru_maxrss, as the kernel counts it. Likewise `luban evaluate`, of a
+model of 50 classes: the ten times larger file makes more records than are held in memory (`luban.evaluation.records.LIMIT`).
 
 Pipeline: batches of 256 rows, shuffled, from data that each side has prepared in its own way before. Luban's `Loader` reads
 its store; the peer is `datasets` with the same tokens, in torch format, and a torch `DataLoader` (for texts with a collate
@@ -31,6 +32,8 @@ DATASETS = ("datasets==4.8.3",)
 BATCH = 256
 GROWTH = 1.15
 NUMBERS, CLASSES = 7, (5, 40, 300, 3000)
+LABELS = 50  # classes of the evaluated model
+RECORD = 32 + 4 * LABELS  # bytes that an evaluation keeps of a row of so many classes
 
 
 # --- data -------------------------------------------------------------------------------------------------
@@ -63,6 +66,17 @@ def write_texts(path: Path, rows: int) -> None:
     pl.DataFrame({"text": texts, "label": labels}).write_parquet(path, row_group_size=20_000)
 
 
+def write_labels(path: Path, rows: int) -> None:
+    """Write two numbers and one of `LABELS` classes that depends on them."""
+    import polars as pl
+
+    generator = np.random.default_rng(rows)
+    x, y = generator.normal(size=(2, rows))
+    place = np.arctan2(y + generator.normal(size=rows) / 4, x) / (2 * np.pi) + 0.5
+    label = pl.Series((place * LABELS).astype(int).clip(0, LABELS - 1)).cast(pl.String)
+    pl.DataFrame({"x": x, "y": y, "label": label}).write_parquet(path, row_group_size=50_000)
+
+
 def recipe(kind: str, data: Path) -> dict[str, Any]:
     """Return the recipe of a kind of table."""
     columns = {f"n{i}": "number" for i in range(NUMBERS)} | {f"c{i}": "category" for i in range(len(CLASSES))}
@@ -89,35 +103,30 @@ WRITERS = {"table": write_table, "text": write_texts}
 # --- memory -----------------------------------------------------------------------------------------------
 
 
+def peak(*words: object, cache: Path) -> float:
+    """Run `luban` in a process of its own and return its peak, in MiB."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luban", *map(str, words), "--json"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LUBAN_CACHE": str(cache)},
+    )
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"luban {words[0]} ended with code {process.returncode}: {said[-500:]}")
+    return used.ru_maxrss / 1024
+
+
 def peak_of_training(kind: str, data: Path) -> float:
-    """Train in a process of its own and return its peak, in MiB."""
+    """Return the peak of `luban train`, in MiB."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "recipe.yaml"
         path.write_text(json.dumps(recipe(kind, data)), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "luban",
-            "train",
-            str(path),
-            "-o",
-            str(folder / "artefact"),
-            "--json",
-        ]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LUBAN_CACHE": str(folder / "cache")},
-        )
-        assert process.stderr is not None
-        said = process.stderr.read().decode()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"luban train ended with code {process.returncode}: {said[-500:]}")
-        return used.ru_maxrss / 1024
+        return peak("train", path, "-o", folder / "artefact", cache=folder / "cache")
 
 
 def memory(kind: str, rows: int, rounds: int, folder: Path) -> Claim:
@@ -132,6 +141,34 @@ def memory(kind: str, rows: int, rounds: int, folder: Path) -> Claim:
         say(f"  {kind}: {rows:,} rows {small:,.0f} MiB, {10 * rows:,} rows {large:,.0f} MiB")
         each.append(large / small)
     name = f"peak memory of training, {kind}, {10 * rows:,} rows over {rows:,}"
+    return Claim(name, statistics.median(each), min(each), max(each), GROWTH, "x", at_most=True)
+
+
+def evaluation(rows: int, rounds: int, folder: Path) -> Claim:
+    """Return the peak of `luban evaluate` for ten times the rows over that for one time."""
+    from luban.evaluation.records import LIMIT
+
+    assert 10 * rows * RECORD > LIMIT, "too few rows: all records are held in memory"
+    files = {times: folder / f"labels-{times}.parquet" for times in (1, 10)}
+    for times, path in files.items():
+        write_labels(path, times * rows)
+    small_file, artefact, cache = folder / "labels.parquet", folder / "labels", folder / "cache"
+    write_labels(small_file, 5_000)
+    path = folder / "labels.yaml"
+    data = {
+        "train": str(small_file),
+        "inputs": {"x": "number", "y": "number"},
+        "targets": {"label": "category"},
+    }
+    options = {"data": data, "model": {"type": "mlp", "hidden": [32]}, "train": {"steps": 300}}
+    path.write_text(json.dumps(options), encoding="utf-8")
+    peak("train", path, "-o", artefact, cache=cache)
+    each = []
+    for _ in range(rounds):
+        small, large = (peak("evaluate", artefact, files[times], cache=cache) for times in (1, 10))
+        say(f"  evaluate: {rows:,} rows {small:,.0f} MiB, {10 * rows:,} rows {large:,.0f} MiB")
+        each.append(large / small)
+    name = f"evaluate: ten times the rows, {LABELS} classes, {10 * rows:,} rows over {rows:,}"
     return Claim(name, statistics.median(each), min(each), max(each), GROWTH, "x", at_most=True)
 
 
@@ -268,6 +305,7 @@ def main() -> int:
         claims = [
             memory("table", 100_000 if quick else 200_000, 1 if quick else 3, folder),
             memory("text", 20_000 if quick else 50_000, 1 if quick else 3, folder),
+            evaluation(100_000 if quick else 300_000, 1 if quick else 3, folder),
             *pipeline(20_000 if quick else 100_000, 5, folder),
         ]
     return common.report(claims, options, notes={"peer": ", ".join(DATASETS), "batch": BATCH})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from luban.evaluation.intervals import UNITS, deal, interval, mcnemar, resamples
+from luban.evaluation.intervals import UNITS, deal, interval, mcnemar, resamples, units_of
 from luban.evaluation.metrics import measure
 
 
@@ -71,14 +71,34 @@ def test_resamples_draw_as_many_as_there_are() -> None:
     assert (drawn.sum(1) == 7).all()
     assert drawn.mean(0) == pytest.approx(np.ones(7), abs=0.1)
     assert drawn.var(0) == pytest.approx(np.full(7, 6 / 7), abs=0.15)
+    few = list(resamples(7, 1000, 0, width=10_000))  # fewer at a time, but the same
+    assert max(map(len, few)) == 200
+    assert (np.concatenate(few) == drawn).all()
 
 
-def test_rows_are_dealt_evenly() -> None:
-    units, count = deal(2 * UNITS + 1, 0)
-    assert count == UNITS
-    sizes = np.bincount(units)
-    assert (sizes.min(), sizes.max()) == (2, 3)
-    assert deal(5, 0)[1] == 5
+def test_rows_are_dealt_by_lot_whatever_part_is_asked_for() -> None:
+    whole = deal(slice(0, 50_000), 50_000, 100, 7)
+    assert (deal(slice(12_345, 12_400), 50_000, 100, 7) == whole[12_345:12_400]).all()
+    sizes = np.bincount(whole, minlength=100)
+    assert len(sizes) == 100
+    assert stats.chisquare(sizes).pvalue > 1e-3
+    assert (deal(slice(3, 6), 9, 9, 0) == [3, 4, 5]).all()  # each row its own unit
+
+
+def test_sums_of_all_units_fit_into_memory() -> None:
+    assert units_of(5, 10) == 5
+    assert units_of(10**7, 20) == units_of(10**7, 800) == UNITS
+    assert units_of(10**7, 15_000) * 15_000 <= 2**24
+    assert units_of(10**7, 10**6) == 1_000
+
+
+def test_rows_in_order_have_the_intervals_of_rows_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose right rows come first: dealt out evenly along it, its groups would be too much alike."""
+    monkeypatch.setattr("luban.evaluation.intervals.UNITS", 500)
+    truth = np.ones(10_000, int)
+    accuracy = measure("binary", truth, np.repeat([0.9, 0.1], 5_000), details=False).metrics["accuracy"]
+    assert accuracy.low == pytest.approx(0.5 - 1.96 * 0.005, abs=0.0015)
+    assert accuracy.high == pytest.approx(0.5 + 1.96 * 0.005, abs=0.0015)
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 9), (9, 1), (5, 5), (30, 60), (0, 4)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 import warnings
 from typing import Any
 
@@ -15,9 +16,21 @@ from sklearn import metrics as sk
 
 from luban.errors import DivergenceError
 from luban.evaluation import metrics as module
-from luban.evaluation.metrics import BINS, Collector, Measured, Task, compare_paired, grouped, measure
+from luban.evaluation.metrics import (
+    BINS,
+    MANY,
+    Collector,
+    Measured,
+    Task,
+    compare_paired,
+    grouped,
+    measure,
+    names,
+)
+from luban.evaluation.records import Pool
 
 Arrays = tuple[Any, Any, Any]
+TASKS: list[Task] = ["binary", "multiclass", "multilabel", "regression"]
 
 
 def rows(task: Task, n: int, width: int, seed: int, *, weighted: bool, ties: bool) -> Arrays:
@@ -136,7 +149,7 @@ def scikit(task: Task, truth: Any, scores: Any, weights: Any) -> dict[str, float
 
 @settings(max_examples=60, deadline=None)
 @given(
-    task=st.sampled_from(["binary", "multiclass", "multilabel", "regression"]),
+    task=st.sampled_from(TASKS),
     n=st.integers(1, 60),
     width=st.integers(2, 8),
     seed=st.integers(0, 10_000),
@@ -147,7 +160,11 @@ def test_agrees_with_scikit_learn(
     task: Task, n: int, width: int, seed: int, weighted: bool, ties: bool
 ) -> None:
     truth, scores, weights = rows(task, n, width, seed, weighted=weighted, ties=ties)
-    ours = measure(task, truth, scores, weights, resamples=20).metrics
+    check(task, truth, scores, weights, measure(task, truth, scores, weights, resamples=20))
+
+
+def check(task: Task, truth: Any, scores: Any, weights: Any, measured: Measured) -> None:
+    ours = measured.metrics
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns of what is not defined
         theirs = scikit(task, truth, scores, weights)
@@ -167,7 +184,123 @@ def test_agrees_with_scikit_learn(
                 assert metric.low <= metric.value <= metric.high
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+def small(patch: pytest.MonkeyPatch) -> None:
+    """Make few rows as many: windows, runs and units of some rows."""
+    patch.setattr("luban.evaluation.records._WINDOW", 11)
+    patch.setattr("luban.evaluation.ranking.ROOM", 7)
+    patch.setattr("luban.evaluation.intervals.UNITS", 9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    task=st.sampled_from(TASKS),
+    n=st.integers(10, 60),
+    width=st.integers(1, 8),
+    seed=st.integers(0, 10_000),
+    weighted=st.booleans(),
+    ties=st.booleans(),
+    details=st.booleans(),
+)
+def test_more_rows_than_fit_agree_with_scikit_learn_too(
+    task: Task, n: int, width: int, seed: int, weighted: bool, ties: bool, details: bool
+) -> None:
+    """Windows, runs and summaries, with the library's values and with ours alone."""
+    truth, scores, weights = rows(task, n, max(2, width), seed, weighted=weighted, ties=ties)
+    if weights is not None:
+        weights = weights - weights.min()  # some rows count for nothing
+        weights[0] = 1.0
+    collector = Collector(task, pool=Pool(0))
+    for start in range(0, n, 5):
+        part = slice(start, start + 5)
+        collector.update(truth[part], scores[part], None if weights is None else weights[part])
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        measured = collector.compute(resamples=3, details=details)
+    check(
+        task,
+        *(one if weights is None else one[weights > 0] for one in (truth, scores)),
+        weights if weights is None else weights[weights > 0],
+        measured,
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tables_and_curves_of_more_rows_than_fit(task: Task) -> None:
+    truth, scores, weights = rows(task, 400, 3, 5, weighted=True, ties=True)
+    whole = measure(task, truth, scores, weights, resamples=0).details
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        parts = measure(task, truth, scores, weights, resamples=0).details
+    assert parts.keys() == whole.keys()
+    for name in {*whole} - {"curves"}:
+        assert flat(parts[name]) == pytest.approx(flat(whole[name]), abs=1e-9), name
+    for name, curve in whole.get("curves", {}).items():
+        assert parts["curves"][name].keys() == curve.keys()
+        for key, values in curve.items():
+            assert parts["curves"][name][key] == pytest.approx(values, abs=1e-9), (name, key)
+
+
+def flat(tree: Any) -> list[float]:
+    """The numbers of plain data, from the left to the right."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [n for one in tree for n in flat(one)] if isinstance(tree, list) else [tree]
+
+
+def test_quantiles_of_errors_are_numpys() -> None:
+    generator = np.random.default_rng(0)
+    truth, said = generator.normal(size=(2, 778))
+    errors = measure("regression", truth, said, resamples=0).details["errors"]
+    assert list(errors.values()) == pytest.approx(
+        np.quantile(said - truth, list(map(float, errors))).tolist()
+    )
+
+
+def peak_of(task: Task, rows_in: int, *, details: bool) -> int:
+    """Return the most bytes held while rows arrive and are measured."""
+    width = 12
+    generator = np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        collector = Collector(task, pool=Pool(2**17))
+        for _ in range(rows_in // 500):
+            scores = generator.random((500, width), dtype=np.float32)
+            truth = generator.integers(0, 2, 500)
+            if task == "multiclass":
+                truth, scores = generator.integers(0, width, 500), scores / scores.sum(1, keepdims=True)
+            elif task == "multilabel":
+                truth = generator.integers(0, 2, (500, width))
+            collector.update(truth, scores[:, 0] if task in ("binary", "regression") else scores)
+        collector.compute(resamples=5, details=details)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("details", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+def test_memory_does_not_grow_with_the_rows(
+    task: Task, details: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luban.evaluation.records._WINDOW", 2**10)
+    monkeypatch.setattr("luban.evaluation.ranking.ROOM", 2**11)
+    monkeypatch.setattr("luban.evaluation.intervals.UNITS", 200)
+    many = 3_000 if task in ("multiclass", "multilabel") else 16_000
+    peak_of(task, 500, details=details)  # whatever is imported
+    few, more = (peak_of(task, n, details=details) for n in (many, 4 * many))
+    assert more < 1.1 * few + 2**14
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("classes", [2, 6, MANY, MANY + 1])
+def test_names_are_those_of_what_is_measured(task: Task, classes: int) -> None:
+    if task in ("binary", "regression") and classes != 2:
+        return
+    truth, scores, _ = rows(task, 5, classes, 0, weighted=False, ties=False)
+    assert list(measure(task, truth, scores, resamples=0).metrics) == names(task, classes)
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_whole_weights_are_repeated_rows(task: Task) -> None:
     truth, scores, _ = rows(task, 40, 4, 3, weighted=False, ties=True)
     weights = np.arange(40) % 3
@@ -205,7 +338,7 @@ def test_a_class_that_the_rows_lack_is_left_out_of_macro_averages() -> None:
     assert metrics["f1_macro"].value == metrics["roc_auc"].value == metrics["pr_auc"].value == 1.0
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_row_and_one_row(task: Task, n: int) -> None:
     truth, scores, _ = rows(task, 1, 3, 0, weighted=False, ties=False)
@@ -236,18 +369,19 @@ def test_scores_that_are_not_finite_refuse() -> None:
         measure("multiclass", np.array([0, 1]), np.array([[0.5, 0.5], [np.nan, 0.5]]))
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("limit", [0, 1000, 2**28])
 def test_batches_and_a_file_on_disk_change_nothing(task: Task, limit: int) -> None:
     truth, scores, weights = rows(task, 300, 7, 1, weighted=True, ties=False)
     whole = measure(task, truth, scores, weights, resamples=50)
-    collector = Collector(task, limit=limit)
+    pool = Pool(limit)
+    collector = Collector(task, pool=pool)
     for start in range(0, 200, 37):
         part = slice(start, min(start + 37, 200))
         collector.update(truth[part], scores[part], weights[part])
     collector.compute(resamples=0)  # a look in between
     collector.update(truth[200:], scores[200:], weights[200:])
-    assert isinstance(collector.records(), np.memmap) == (limit < 2000)
+    assert pool.spilled == (limit < 2000)
     assert collector.compute(resamples=50).to_json() == whole.to_json()
 
 
@@ -257,7 +391,7 @@ def test_many_classes_keep_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MANY", 7)
     collector = Collector("multiclass")
     collector.update(truth, scores)
-    assert collector.records().dtype.itemsize == 32
+    assert collector.table().dtype.itemsize == 32
     reduced = collector.compute()
     assert list(reduced.metrics) == ["accuracy", "top_5_accuracy", "log_loss", "brier", "ece"]
     assert all(full.metrics[name] == metric for name, metric in reduced.metrics.items())
@@ -317,7 +451,6 @@ def test_beyond_the_units_intervals_stay_right(monkeypatch: pytest.MonkeyPatch) 
     truth, scores, _ = rows("binary", 8000, 2, 0, weighted=False, ties=False)
     exact = measure("binary", truth, scores).metrics
     monkeypatch.setattr("luban.evaluation.intervals.UNITS", 1000)
-    monkeypatch.setattr(module, "UNITS", 1000)
     rough = measure("binary", truth, scores).metrics
     for name, metric in exact.items():
         assert rough[name].value == pytest.approx(metric.value)

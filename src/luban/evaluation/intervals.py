@@ -4,9 +4,9 @@ The bootstrap (Efron 1979) answers for every metric in the same way: draw as man
 there are, measure again, and take the middle 95 % of a thousand such measurements. A resample is a row of
 counts, so all of them at once are one matrix product with whatever a metric sums over the rows.
 
-Beyond `UNITS` rows, rows are dealt at random into `UNITS` groups and the groups are drawn. Sums over groups
-vary as the rows do, so the interval stays right, every row counts, and the work no longer grows with the
-number of rows.
+Beyond `UNITS` rows, rows are dealt by lot into `UNITS` groups (fewer where a row brings very many sums, as with
+thousands of labels) and the groups are drawn. Sums over groups vary as the rows do, so the interval stays right,
+every row counts, and neither work nor memory grows with the number of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LEVEL", "UNITS", "Metric", "deal", "interval", "mcnemar", "resamples"]
+__all__ = ["LEVEL", "UNITS", "Metric", "deal", "interval", "mcnemar", "resamples", "units_of"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,6 +26,8 @@ LEVEL = 0.95
 """Share of resamples that an interval holds."""
 UNITS = 20_000
 """Rows are drawn one by one up to this number, and in as many groups beyond it."""
+_FEWEST = 1_000  # units, however many sums
+_CELLS = 2**24  # sums kept at most, of all units: 128 MB
 _CHUNK = 2_000_000  # counts made at a time: 16 MB, which stays near the cache
 
 
@@ -55,17 +57,34 @@ class Metric:
         return f"{self.value:.4g}" + ("" if self.low is None else f" ({self.low:.4g} to {self.high:.4g})")
 
 
-def deal(rows: int, seed: int) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the unit of each row, (rows,), and how many there are; up to `UNITS` a row is its own unit."""
-    if rows <= UNITS:
-        return np.arange(rows), rows
-    return np.random.default_rng([seed, 1]).permutation(rows) % UNITS, UNITS
+def units_of(rows: int, width: int) -> int:
+    """Return in how many units rows are drawn that bring `width` sums each, so that all sums fit into memory."""
+    return min(rows, UNITS, max(_FEWEST, _CELLS // width))
 
 
-def resamples(units: int, count: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each unit is drawn, (some, units) at a time, `count` resamples in all."""
+def deal(window: slice, rows: int, units: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the units of some rows, (n,): a row's own, or by lot where units are fewer than rows.
+
+    Lots are drawn row by row, so that all rows need not be in memory, and rows that lie in order are dealt as any others.
+    """
+    if units == rows:
+        return np.arange(window.start, window.stop)
+    lots = np.random.PCG64([seed, 1]).advance(window.start)  # a number a row: any row's can be drawn alone
+    drawn: Floats = np.random.Generator(lots).random(window.stop - window.start)
+    return (drawn * units).astype(np.int64)
+
+
+def resamples(units: int, count: int, seed: int, width: int = 1) -> Iterator[Floats]:
+    """Yield how often each unit is drawn, (some, units) at a time, `count` resamples in all.
+
+    Args:
+        units: to draw from, with replacement.
+        count: how many resamples.
+        seed: of the draws.
+        width: numbers made of each resample; many of them, and fewer resamples come at a time.
+    """
     generator = np.random.default_rng([seed, 2])
-    step = max(1, _CHUNK // max(1, units))
+    step = max(1, _CHUNK // max(1, units, width))
     for start in range(0, count, step):
         size = min(step, count - start)
         drawn = generator.integers(units, size=(size, units)) + units * np.arange(size)[:, None]

@@ -4,6 +4,10 @@
 
     batches ──update──▶ Collector (one short record a row) ──compute──▶ Measured: metrics, intervals, details
 
+Records are kept in memory up to a limit and on disk beyond (`luban.evaluation.records`), and read in windows, so that
+memory does not grow with the rows. It is bounded by that limit (64 MB for all targets and slices together), the sums
+of `UNITS` groups of rows (128 MB), their scores (0.5 MB a class, up to `MANY`) and a sort of `ranking.ROOM` rows (60 MB).
+
 The values are scikit-learn's (`luban.evaluation.library`). For the resamples behind an interval each metric is
 also a function of weighted sums over the rows, or of rows in order of their score; that function agrees with
 the library to 1e-6, and the tests hold it to that. What scikit-learn warns about has the value None here and
@@ -29,18 +33,18 @@ in the truth), so that a class which the rows lack neither helps nor harms.
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from tempfile import SpooledTemporaryFile
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from luban.errors import DivergenceError, MachineError
+from luban.errors import DivergenceError
 from luban.evaluation import library
-from luban.evaluation.intervals import UNITS, Floats, Metric, deal, interval, mcnemar, resamples
+from luban.evaluation.intervals import Floats, Metric, deal, interval, mcnemar, resamples, units_of
+from luban.evaluation.ranking import Run, falling, reached
+from luban.evaluation.records import Pool, Table
 
 __all__ = [
     "BINS",
@@ -52,6 +56,7 @@ __all__ = [
     "compare_paired",
     "grouped",
     "measure",
+    "names",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -93,6 +98,21 @@ _BOUNDS = {
 _NO_ROWS = "no rows, or none with a weight above zero"
 
 
+def names(task: Task, classes: int) -> list[str]:
+    """Return the metrics of a task with so many classes or labels, in the order of this file's table.
+
+    Example:
+        >>> names("multiclass", 1000)
+        ['accuracy', 'top_5_accuracy', 'log_loss', 'brier', 'ece']
+    """
+    nothing = {name: np.zeros((1, width)) for name, width in _widths(task, classes).items()}
+    return [*_values(task, classes, nothing), *_names_of_order(task, classes)]
+
+
+def _names_of_order(task: Task, classes: int) -> list[str]:
+    return ["median_ae"] if task == "regression" else ["roc_auc", "pr_auc"] if classes <= MANY else []
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured on some rows.
@@ -125,7 +145,7 @@ class Collector:
         classes: names of the classes (binary: negative, positive) or labels, in the order of the scores;
             numbers by default.
         threshold: probability from which a binary row or a label is predicted positive.
-        limit: bytes of records held in memory; a temporary file takes over beyond.
+        pool: where records are kept; collectors of one evaluation share it, and with it its limit. One of its own by default.
 
     Example:
         >>> collector = Collector("binary", ["bad", "good"])
@@ -135,16 +155,23 @@ class Collector:
     """
 
     def __init__(
-        self, task: Task, classes: Sequence[str] | None = None, *, threshold: float = 0.5, limit: int = 2**28
+        self,
+        task: Task,
+        classes: Sequence[str] | None = None,
+        *,
+        threshold: float = 0.5,
+        pool: Pool | None = None,
     ) -> None:
         self.task = task
         self.classes = list(classes) if classes is not None else ["0", "1"] if task == "binary" else []
         self.threshold = threshold
-        self.rows = 0
-        self.limit = max(1, limit)
-        self._file = SpooledTemporaryFile(max_size=self.limit)  # noqa: SIM115 (closed when the collector goes)
-        self._type: np.dtype[Any] | None = None
-        weakref.finalize(self, self._file.close)
+        self._pool = pool or Pool()
+        self._table: Table | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return self._table.rows if self._table else 0
 
     def update(self, truth: Array, scores: Array, weights: Array | None = None) -> None:
         """Add a batch.
@@ -172,28 +199,18 @@ class Collector:
             self.classes = [str(number) for number in range(scores.shape[1])]
         records = _records(self.task, truth, scores, len(self.classes), self.threshold)
         records["weight"] = 1.0 if weights is None else weights
-        self._type = records.dtype
-        self.rows += len(records)
-        try:
-            self._file.write(records.tobytes())
-        except OSError as error:
-            raise MachineError(
-                f"scores cannot be kept in a temporary file: {error}; free disk space"
-            ) from error
+        if self._table is None:
+            self._table = self._pool.table(records.dtype)
+        self._table.append(records)
 
-    def records(self) -> Array:
-        """Return the records of all rows, (n,), mapped from the temporary file if there is one."""
-        if self._type is None or self.rows == 0:
+    def table(self) -> Table:
+        """Return the records of all rows."""
+        if self._table is None:
             shape = (0,) if self.task in ("binary", "regression") else (0, len(self.classes))
             wide = (0, len(self.classes)) if self.task == "multilabel" else (0,)
-            return _records(
-                self.task, np.zeros(wide, np.int64), np.zeros(shape), len(self.classes), self.threshold
-            )
-        if self.rows * self._type.itemsize > self.limit:  # which is when the file has moved to the disk
-            self._file.flush()
-            return np.memmap(self._file, self._type, mode="r", shape=(self.rows,))
-        self._file.seek(0)
-        return np.frombuffer(self._file.read(), self._type)
+            self.update(np.zeros(wide, np.int64), np.zeros(shape))
+        assert self._table is not None
+        return self._table
 
     def compute(self, *, resamples: int = 1000, seed: int = 0, details: bool = True) -> Measured:
         """Measure all rows so far; more may be added afterwards.
@@ -204,12 +221,14 @@ class Collector:
             details: whether to make the tables and curves, and to take the values from scikit-learn; without, a
                 quick look at the validation rows costs little.
         """
-        records = self.records()
-        drawn = _bootstrap(self.task, records, len(self.classes), resamples, seed)
+        task, table, width = self.task, self.table(), len(self.classes)
+        confusion: Floats | None = None
+        found: dict[str, float] | None = None
         if details:
-            for name, value in library.values(self.task, records, len(self.classes)).items():
-                if not math.isnan(drawn.values.get(name, math.nan)):
-                    drawn.values[name] = value
+            if task == "multilabel" or (task != "regression" and width <= MANY):
+                confusion = library.pairs(task, table, width)
+            found = library.values(task, table, confusion)
+        drawn = _bootstrap(task, table, width, resamples, seed, found)
         metrics = {
             name: interval(
                 drawn.values[name],
@@ -220,7 +239,7 @@ class Collector:
             )
             for name in drawn.values
         }
-        tables = _details(self.task, records, self.classes) if details and self.rows else {}
+        tables = _details(task, table, self.classes, confusion) if details and self.rows else {}
         return Measured(metrics, tables, self.rows)
 
 
@@ -286,10 +305,15 @@ def _records(task: Task, truth: Array, scores: Array, classes: int, threshold: f
     scores = scores.astype(np.float32, copy=False)
     if task == "multilabel":
         labels: list[Any] = [("truth", "?", (classes,)), ("said", "?", (classes,))]
-        records = np.zeros(len(truth), [*labels, ("loss", "f4"), ("weight", "f8"), ("scores", "f4", (kept,))])
+        rest: list[Any] = [("exact", "?"), ("wrong", "f8"), ("loss", "f4"), ("weight", "f8")]
+        records = np.zeros(len(truth), [*labels, *rest, ("scores", "f4", (kept,))])
         records["truth"] = truth != 0
         records["said"] = scores.astype(np.float64) >= threshold
-        records["loss"] = _surprise(np.where(records["truth"], scores, 1 - scores)).mean(1) if classes else 0
+        different = records["truth"] != records["said"]
+        records["exact"] = ~different.any(1)
+        if classes:
+            records["wrong"] = different.mean(1)
+            records["loss"] = _surprise(np.where(records["truth"], scores, 1 - scores)).mean(1)
         records["scores"] = scores[:, :kept]
         return records
     assert len(truth) == 0 or 0 <= truth.min() <= truth.max() < classes, (
@@ -326,59 +350,106 @@ def _surprise(chance: Array) -> Floats:
 # --- metrics of sums ---
 
 
-def _sums(task: Task, records: Array, classes: int, units: npt.NDArray[np.int64], count: int) -> Sums:
-    """Return weighted sums by unit, (count, width) each."""
-    weight = np.asarray(records["weight"])
-
-    def cells(column: Array | int, width: int, values: Array | float = 1.0) -> Floats:
-        sums = np.bincount(units * width + column, weight * values, count * width)
-        return sums.astype(np.float64, copy=False).reshape(count, width)
-
-    def total(values: Array | float) -> Floats:
-        return cells(0, 1, values)
-
-    def labels(*names: str) -> Floats:
-        sums = np.zeros((count, classes))
-        for start in range(0, len(records), 65_536):  # the records may lie on disk, larger than memory
-            part = slice(start, start + 65_536)
-            both = np.logical_and.reduce([records[name][part] for name in names])
-            np.add.at(sums, units[part], both * weight[part, None])
-        return sums
-
-    truth, said = records["truth"], records["said"]
-    sums = {"rows": total(1.0)}
+def _widths(task: Task, classes: int) -> dict[str, int]:
+    """Return what is summed over rows: name → how many numbers."""
+    shared = {"rows": 1, "squares": 1}
     if task == "regression":
-        error, t, p = said - truth, _standard(truth), _standard(said)
-        columns = {"absolute": abs(error), "square": error**2, "scaled": (error / _spread(truth)) ** 2}
-        columns |= {"t": t, "p": p, "tt": t * t, "pp": p * p, "tp": t * p}
-        return sums | {name: total(values) for name, values in columns.items()}
-    sums["loss"] = total(records["loss"])
+        return shared | dict.fromkeys(("absolute", "square", "scaled", "t", "p", "tt", "pp", "tp"), 1)
     if task == "multilabel":
-        sums |= {"correct": total((truth == said).all(1)), "wrong": total((truth != said).mean(1))}
-        return sums | {"true": labels("truth"), "said": labels("said"), "hit": labels("truth", "said")}
-    correct, confidence = truth == said, records["confidence"]
-    sums |= {"correct": total(correct), "brier": total(records["brier"]), "top": total(records["rank"] < 5)}
-    sums["calibration"] = cells(_bin(confidence), BINS, correct - confidence.astype(np.float64))
-    if classes <= MANY:
-        sums |= {
-            "true": cells(truth, classes),
-            "said": cells(said, classes),
-            "hit": cells(truth, classes, correct),
+        return shared | {
+            "loss": 1,
+            "correct": 1,
+            "wrong": 1,
+            "true": classes,
+            "said": classes,
+            "hit": classes,
         }
-    return sums
+    single = shared | {"loss": 1, "correct": 1, "brier": 1, "top": 1, "calibration": BINS}
+    return single | (dict.fromkeys(("true", "said", "hit"), classes) if classes <= MANY else {})
 
 
-def _spread(values: Array) -> float:
-    """Return the standard deviation, or 1 where values are all equal (which rounding would hide)."""
-    return float(np.std(values)) if len(values) and np.ptp(values) > 0 else 1.0
+def _sums(task: Task, table: Table, classes: int, units: int, seed: int) -> Floats:
+    """Return weighted sums by unit, (units, width): those of `_widths`, side by side."""
+    widths = _widths(task, classes)
+    matrix = np.zeros((units, sum(widths.values())))
+    flat, starts = matrix.reshape(-1), dict(zip(widths, np.cumsum([0, *widths.values()]), strict=False))
+    centre = {name: _centre(table, name) for name in ("truth", "said")} if task == "regression" else {}
+    for window in table.windows():
+        weight = table.read(window, "weight")
+        base = deal(window, table.rows, units, seed) * matrix.shape[1]
+
+        def add(name: str, values: Array | float, column: Array | int = 0) -> None:
+            # One by one and in order of the rows, so that the sums do not depend on the windows.
+            np.add.at(flat, base + (starts[name] + column), weight * values)  # noqa: B023 (called at once)
+
+        add("rows", 1.0)
+        add("squares", weight)
+        if task == "regression":
+            truth, said = table.read(window, "truth"), table.read(window, "said")
+            error, t, p = said - truth, centre["truth"](truth), centre["said"](said)
+            add("absolute", abs(error))
+            add("square", error**2)
+            add("scaled", (error / centre["truth"].spread) ** 2)
+            for name, values in (("t", t), ("p", p), ("tt", t * t), ("pp", p * p), ("tp", t * p)):
+                add(name, values)
+            continue
+        add("loss", table.read(window, "loss"))
+        if task == "multilabel":
+            add("correct", table.read(window, "exact"))
+            add("wrong", table.read(window, "wrong"))
+            for k in range(classes):
+                true, claimed = table.read(window, "truth", k), table.read(window, "said", k)
+                add("true", true, k)
+                add("said", claimed, k)
+                add("hit", true & claimed, k)
+            continue
+        truth, said, confidence = (table.read(window, name) for name in ("truth", "said", "confidence"))
+        correct = truth == said
+        add("correct", correct)
+        add("brier", table.read(window, "brier"))
+        add("top", table.read(window, "rank") < 5)
+        add("calibration", correct - confidence.astype(np.float64), _bin(confidence))
+        if "hit" in widths:
+            add("true", 1.0, truth)
+            add("said", 1.0, said)
+            add("hit", correct, truth)
+    return matrix
 
 
-def _standard(values: Array) -> Floats:
-    """Centre and scale, so that sums of squares keep their digits; constant values become exactly zero."""
-    if len(values) == 0 or np.ptp(values) == 0:
-        return np.zeros(len(values))
-    standard: Floats = (values - np.mean(values)) / _spread(values)
-    return standard
+def _split(matrix: Floats, widths: Mapping[str, int]) -> Sums:
+    edges = np.cumsum(list(widths.values()))[:-1]
+    return dict(zip(widths, np.split(matrix, edges, axis=1), strict=True))
+
+
+@dataclass(frozen=True)
+class _Centre:
+    """Centres and scales, so that sums of squares keep their digits; constant values become exactly zero.
+
+    Attributes:
+        mean: of the values.
+        spread: their standard deviation, or 1 where they are all equal (which rounding would hide).
+        constant: whether they are all equal.
+    """
+
+    mean: float
+    spread: float
+    constant: bool
+
+    def __call__(self, values: Array) -> Floats:
+        standard: Floats = (values - self.mean) / self.spread
+        return np.zeros(len(values)) if self.constant else standard
+
+
+def _centre(table: Table, name: str) -> _Centre:
+    total, square, low, high = 0.0, 0.0, np.inf, -np.inf
+    for window in table.windows():
+        values = table.read(window, name)
+        total, low, high = total + values.sum(), min(low, values.min()), max(high, values.max())
+    mean = total / max(1, table.rows)
+    for window in table.windows():
+        square += ((table.read(window, name) - mean) ** 2).sum()
+    constant = not low < high
+    return _Centre(mean, 1.0 if constant else math.sqrt(square / table.rows), constant)
 
 
 def _bin(confidence: Array) -> npt.NDArray[np.int64]:
@@ -486,21 +557,6 @@ class _Curve:
             "pr_auc": _ratio((positive * precision).sum(1), positives),
         }
 
-    def points(self, weights: Floats) -> dict[str, list[float]]:
-        """Return both curves at `_POINTS` places at most, evenly along the ROC curve."""
-        positive, negative = (np.cumsum(one[0]) for one in self.steps(weights[None]))
-        recall = positive / max(positive[-1], 1e-300)
-        false = negative / max(negative[-1], 1e-300)
-        along = recall + false
-        places = np.unique(np.searchsorted(along, np.linspace(0, along[-1], _POINTS)))
-        picked = {
-            "threshold": self.thresholds,
-            "false_positive_rate": false,
-            "recall": recall,
-            "precision": np.nan_to_num(_ratio(positive, positive + negative)),
-        }
-        return {name: values[places].tolist() for name, values in picked.items()}
-
 
 class _Median:
     """The weighted median of absolute errors; the mean of the two middle ones where there are two."""
@@ -516,15 +572,82 @@ class _Median:
         return {"median_ae": np.where(half[:, 0] > 0, (low + high) / 2, np.nan)}
 
 
-def _ordered(task: Task, records: Array) -> Iterator[_Curve | _Median]:
-    """Yield what the metrics of an order are averaged over."""
+def _ordered(task: Task, table: Table, rows: npt.NDArray[np.int64]) -> Iterator[_Curve | _Median]:
+    """Yield what the metrics of an order are averaged over, for rows that fit into memory."""
     if task == "regression":
-        yield _Median(abs(records["said"] - records["truth"]))
+        yield _Median(abs(table.take(rows, "said") - table.take(rows, "truth")))
         return
-    scores, truth = records["scores"], records["truth"]
-    for k in range(scores.shape[1]):
-        positive = truth[:, k] if task == "multilabel" else truth == (1 if task == "binary" else k)
-        yield _Curve(np.ascontiguousarray(scores[:, k]), positive)
+    for k in range(table.width("scores")):
+        if task == "multilabel":
+            positive = table.take(rows, "truth", k)
+        else:
+            positive = table.take(rows, "truth") == (1 if task == "binary" else k)
+        yield _Curve(table.take(rows, "scores", k), positive)
+
+
+def _whole(task: Task, table: Table, weight: float) -> Values:
+    """Return the metrics of an order of all rows, which need not fit into memory."""
+    if task != "regression":
+        return _average([_areas(falling(task, table, k)) for k in range(table.width("scores"))])
+    if not weight:
+        return {"median_ae": np.full(1, np.nan)}
+
+    def errors() -> Iterator[tuple[Array, Array]]:
+        for window in table.windows():
+            away = abs(table.read(window, "said") - table.read(window, "truth"))
+            yield away, table.read(window, "weight")
+
+    low, high = reached(errors, [(weight / 2, False), (weight / 2, True)])
+    return {"median_ae": np.array([(low + high) / 2])}
+
+
+def _steps(runs: Iterable[Run]) -> Iterator[tuple[Array, Floats, Floats, Floats, Floats]]:
+    """Yield the distinct scores of each run, their positives and negatives, and all of these up to there."""
+    above = np.zeros(2)
+    for scores, positive, weight in runs:
+        curve = _Curve(scores, positive)
+        true, false = (one[0] for one in curve.steps(weight[None]))
+        found, claimed = above[0] + np.cumsum(true), above[1] + np.cumsum(false)
+        yield curve.thresholds, true, false, found, claimed
+        above = np.array([found[-1], claimed[-1]])
+
+
+def _areas(runs: Iterable[Run]) -> Values:
+    """Return what a `_Curve` returns, from rows in runs."""
+    pairs = area = positive = negative = 0.0
+    for _, true, false, found, claimed in _steps(runs):
+        pairs += float(((found - true / 2) * false).sum())
+        area += float((true * _ratio(found, found + claimed)).sum())
+        positive, negative = float(found[-1]), float(claimed[-1])
+    pair = (pairs, positive * negative), (area, positive)
+    return {
+        name: _ratio(np.array([above]), np.array([below]))
+        for name, (above, below) in zip(("roc_auc", "pr_auc"), pair, strict=True)
+    }
+
+
+def _points(runs: Iterable[Run], positive: float, negative: float) -> dict[str, list[float]]:
+    """Return both curves of one class at `_POINTS` places at most, evenly along the ROC curve.
+
+    Args:
+        runs: of its rows.
+        positive, negative: weight of rows of the class and of the others.
+    """
+    end = (positive > 0) + (negative > 0)
+    goals = np.linspace(0, end * (1 - 1e-9), _POINTS)  # rounding must not put the last beyond the rows
+    picked: dict[str, list[float]] = {
+        name: [] for name in ("threshold", "false_positive_rate", "recall", "precision")
+    }
+    for thresholds, _, _, found, claimed in _steps(runs):
+        recall, false = found / (positive or 1.0), claimed / (negative or 1.0)
+        along = recall + false
+        upto = int(np.searchsorted(goals, along[-1], side="right"))
+        places = np.unique(np.searchsorted(along, goals[:upto]))
+        goals = goals[upto:]
+        columns = (thresholds, false, recall, _ratio(found, found + claimed))
+        for own, values in zip(picked.values(), columns, strict=True):
+            own += values[places].tolist()
+    return picked
 
 
 def _average(parts: list[Values]) -> Values:
@@ -547,33 +670,48 @@ class _Drawn:
     trials: dict[str, float]
 
 
-def _bootstrap(task: Task, records: Array, classes: int, count: int, seed: int) -> _Drawn:
-    """Measure all rows, and `count` resamples of them (none if there is only one row)."""
-    rows = len(records)
-    count = count if rows > 1 else 0
-    units, unit_count = deal(rows, seed)
-    sums = _sums(task, records, classes, units, unit_count)
-    edges = np.cumsum([one.shape[1] for one in sums.values()])[:-1]
-    matrix = np.concatenate(list(sums.values()), axis=1)
+def _bootstrap(
+    task: Task, table: Table, classes: int, count: int, seed: int, found: Mapping[str, float] | None = None
+) -> _Drawn:
+    """Measure all rows, and `count` resamples of them (none if there is only one row).
 
-    def of_sums(totals: Floats) -> Values:
-        return _values(task, classes, dict(zip(sums, np.split(totals, edges, axis=1), strict=True)))
+    Args:
+        task, table, classes: what the records are.
+        count: resamples.
+        seed: of the resamples.
+        found: the library's values, which take the place of ours where they are defined; None to have only ours.
+    """
+    rows = table.rows
+    count = count if rows > 1 else 0
+    widths = _widths(task, classes)
+    unit_count = units_of(rows, sum(widths.values()))
+    matrix = _sums(task, table, classes, unit_count, seed)
+    totals = _split(matrix.sum(0)[None], widths)
+    weight = float(totals["rows"][0, 0])
+
+    def of_sums(some: Floats) -> Values:
+        return _values(task, classes, _split(some, widths))
 
     # Metrics of an order visit rows, not groups: some rows stand for all, and what their resamples spread is
     # shrunk to what that of all rows would.
-    weight = np.asarray(records["weight"], dtype=np.float64)
-    whole = _average([part(weight[None]) for part in _ordered(task, records)]) if rows else {}
-    some = np.arange(rows)
-    if rows > UNITS:
-        some = np.sort(np.random.default_rng([seed, 3]).choice(rows, UNITS, replace=False))
-    parts = list(_ordered(task, records[some])) if count else []
-    part_weight, shrink = weight[some], (len(some) / max(1, rows)) ** 0.5
-    sampled = _average([part(part_weight[None]) for part in parts]) if rows > UNITS else whole
+    if rows == unit_count:
+        some = np.arange(rows)
+    else:
+        some = np.sort(np.random.default_rng([seed, 3]).choice(rows, unit_count, replace=False))
+    parts = list(_ordered(task, table, some)) if count or rows == unit_count else []
+    part_weight, shrink = table.take(some, "weight"), (len(some) / max(1, rows)) ** 0.5
+    sampled = _average([part(part_weight[None]) for part in parts]) if rows else {}
+    whole = sampled
+    if rows > unit_count:
+        if task == "regression" or found is None:
+            whole = _whole(task, table, weight)
+        else:
+            whole = {n: np.array([found.get(n, np.nan)]) for n in _names_of_order(task, classes)}
     ordered_count = min(count, max(_FEWEST, _VISITS // max(1, unit_count * len(parts))))
 
     draws: dict[str, list[Floats]] = {}
     done = 0
-    for chunk in resamples(unit_count, count, seed):
+    for chunk in resamples(unit_count, count, seed, matrix.shape[1]):
         drawn = of_sums(chunk @ matrix)
         if done < ordered_count:
             drawn |= _average([part(chunk[: ordered_count - done] * part_weight) for part in parts])
@@ -583,52 +721,56 @@ def _bootstrap(task: Task, records: Array, classes: int, count: int, seed: int) 
             draws.setdefault(name, []).append(values)
         done += len(chunk)
 
-    points = {name: float(one[0]) for name, one in (of_sums(matrix.sum(0)[None]) | whole).items()}
-    notes = dict.fromkeys(whole, _how(rows, ordered_count, count)) if count else {}
+    points = {name: float(one[0]) for name, one in (_values(task, classes, totals) | whole).items()}
+    notes = dict.fromkeys(whole, _how(rows, unit_count, ordered_count, count)) if count else {}
     for name, value in points.items():
         if np.isnan(value):
             why = _WHY.get(name) or _WHY.get(name.split("_")[0], _NO_ROWS)  # f1_micro: as f1
-            notes[name] = why if weight.sum() > 0 else _NO_ROWS
-        elif rows == 1:
+            notes[name] = why if weight > 0 else _NO_ROWS
+            continue
+        if rows == 1:
             notes[name] = "no interval: one row"
+        points[name] = (found or {}).get(name, value)
     return _Drawn(
         points,
         {name: np.concatenate(draws[name]) if name in draws else np.zeros(0) for name in points},
         {name: note for name, note in notes.items() if note},
-        _trials(task, sums, weight),
+        _trials(task, totals),
     )
 
 
-def _how(rows: int, count: int, usual: int) -> str:
-    parts = [f"{UNITS} of {rows} rows"] if rows > UNITS else []
+def _how(rows: int, units: int, count: int, usual: int) -> str:
+    parts = [f"{units} of {rows} rows"] if rows > units else []
     parts += [f"{count} resamples"] if count < usual else []
     return f"interval from {' and '.join(parts)}" if parts else ""
 
 
-def _trials(task: Task, sums: Sums, weight: Floats) -> dict[str, float]:
+def _trials(task: Task, totals: Sums) -> dict[str, float]:
     """Return of how many rows a share is one; unequal weights count as fewer rows (Kish 1965)."""
-    if task == "regression" or weight.sum() == 0:
+    weight, squares = float(totals["rows"][0, 0]), float(totals["squares"][0, 0])
+    if task == "regression" or not weight:
         return {}
-    per_weight = weight.sum() / (weight**2).sum()
-    trials = {name: weight.sum() * per_weight for name in ("accuracy", "subset_accuracy", "top_5_accuracy")}
+    trials = dict.fromkeys(("accuracy", "subset_accuracy", "top_5_accuracy"), weight * weight / squares)
     if task == "binary":
-        trials["recall"], trials["precision"] = (sums[n][:, 1].sum() * per_weight for n in ("true", "said"))
+        trials["recall"], trials["precision"] = (
+            float(totals[name][0, 1]) * weight / squares for name in ("true", "said")
+        )
     return {name: trial for name, trial in trials.items() if trial > 0}
 
 
 # --- tables and curves ---
 
 
-def _details(task: Task, records: Array, classes: list[str]) -> dict[str, Any]:
-    truth, said, weight = records["truth"], records["said"], np.asarray(records["weight"])
+def _details(task: Task, table: Table, classes: list[str], confusion: Floats | None) -> dict[str, Any]:
     if task == "regression":
-        shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-        quantiles = np.quantile(said - truth, shares).tolist()
-        return {"errors": dict(zip(map(str, shares), quantiles, strict=True))}
+        return {"errors": _quantiles(table, (0.05, 0.25, 0.5, 0.75, 0.95))}
     details: dict[str, Any] = {}
-    sums = _sums(task, records, len(classes), np.zeros(len(records), np.int64), 1)
-    if "hit" in sums:
-        true, claimed, hit = (sums[name][0] for name in ("true", "said", "hit"))
+    if confusion is not None:
+        if task == "multilabel":
+            true, claimed, hit = confusion[:, 1].sum(1), confusion[:, :, 1].sum(1), confusion[:, 1, 1]
+        else:
+            true, claimed, hit = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+            details["confusion"] = confusion.tolist()
         columns = (_ratio(hit, claimed), _ratio(hit, true), _ratio(2 * hit, true + claimed), true, claimed)
         names = ("precision", "recall", "f1", "support", "predicted")
         details["per_class"] = {
@@ -639,22 +781,45 @@ def _details(task: Task, records: Array, classes: list[str]) -> dict[str, Any]:
             for k, one in enumerate(classes)
         }
     if task != "multilabel":
-        if "hit" in sums:
-            flat = np.bincount(truth.astype(np.int64) * len(classes) + said, weight, len(classes) ** 2)
-            details["confusion"] = flat.reshape(len(classes), -1).tolist()
-        confidence = records["confidence"].astype(np.float64)
-        bins, edges = _bin(confidence), np.linspace(0, 1, BINS + 1)
-        each = np.bincount(bins, weight, BINS)
-        sure, right = (
-            _ratio(np.bincount(bins, weight * values, BINS), each) for values in (confidence, truth == said)
-        )
-        names = ("low", "high", "weight", "confidence", "accuracy")
-        table = np.stack([edges[:-1], edges[1:], each, sure, right], axis=1)[each > 0]
-        details["reliability"] = [dict(zip(names, line, strict=True)) for line in table.tolist()]
-    if (width := records["scores"].shape[1]) and len(classes) <= _CURVES:
-        curves = (one.points(weight) for one in _ordered(task, records) if isinstance(one, _Curve))
-        details["curves"] = dict(zip(classes[-width:], curves, strict=True))
+        details["reliability"] = _reliability(table)
+    if confusion is not None and (width := table.width("scores")) and len(classes) <= _CURVES:
+        rows = float(confusion.sum() / (len(classes) if task == "multilabel" else 1))
+        details["curves"] = {
+            one: _points(falling(task, table, k), float(positive), max(0.0, rows - float(positive)))
+            for k, (one, positive) in enumerate(zip(classes[-width:], true[-width:], strict=True))
+        }
     return details
+
+
+def _quantiles(table: Table, shares: Sequence[float]) -> dict[str, float]:
+    """Return quantiles of prediction minus truth; between two rows in proportion, as numpy does."""
+
+    def errors() -> Iterator[tuple[Array, Array]]:
+        for window in table.windows():
+            error = table.read(window, "said") - table.read(window, "truth")
+            yield error, np.ones(len(error))
+
+    places = [share * (table.rows - 1) for share in shares]
+    # The row at place i is the first that more than i rows reach.
+    found = reached(errors, [(end(place), True) for place in places for end in (math.floor, math.ceil)])
+    return {
+        str(share): low + (high - low) * (place - math.floor(place))
+        for share, place, low, high in zip(shares, places, found[::2], found[1::2], strict=True)
+    }
+
+
+def _reliability(table: Table) -> list[dict[str, float]]:
+    """Return how sure and how right predictions are, for each bin of confidence that is not empty."""
+    each, sure, right = sums = np.zeros((3, BINS))
+    for window in table.windows():
+        weight, confidence = table.read(window, "weight"), table.read(window, "confidence")
+        correct = table.read(window, "truth") == table.read(window, "said")
+        for total, values in zip(sums, (1.0, confidence.astype(np.float64), correct), strict=True):
+            np.add.at(total, _bin(confidence), weight * values)
+    edges = np.linspace(0, 1, BINS + 1)
+    names = ("low", "high", "weight", "confidence", "accuracy")
+    lines = np.stack([edges[:-1], edges[1:], each, _ratio(sure, each), _ratio(right, each)], axis=1)[each > 0]
+    return [dict(zip(names, line, strict=True)) for line in lines.tolist()]
 
 
 # --- two models ---
@@ -699,14 +864,14 @@ def compare_paired(
         >>> better.differences["accuracy"].value, better.only_a, better.only_b
         (0.5, 0, 50)
     """
-    drawn, correct = [], []
+    drawn, tables = [], []
     thresholds = threshold if isinstance(threshold, tuple) else (threshold, threshold)
+    pool = Pool()
     for scores, own in zip((scores_a, scores_b), thresholds, strict=True):
-        collector = Collector(task, classes, threshold=own)
+        collector = Collector(task, classes, threshold=own, pool=pool)
         collector.update(truth, scores, weights)
-        records = collector.records()
-        drawn.append(_bootstrap(task, records, len(collector.classes), resamples, seed))
-        correct.append((records["truth"] == records["said"]).reshape(len(records), -1).all(1))
+        tables.append(collector.table())
+        drawn.append(_bootstrap(task, tables[-1], len(collector.classes), resamples, seed))
     a, b = drawn
     differences = {
         name: interval(
@@ -718,5 +883,8 @@ def compare_paired(
     }
     if task == "regression":
         return Comparison(differences)
-    only_a, only_b = int((correct[0] & ~correct[1]).sum()), int((correct[1] & ~correct[0]).sum())
+    only_a = only_b = 0
+    for window in tables[0].windows():
+        right_a, right_b = (library.right(task, one, window) for one in tables)
+        only_a, only_b = only_a + int((right_a & ~right_b).sum()), only_b + int((right_b & ~right_a).sum())
     return Comparison(differences, only_a, only_b, mcnemar(only_a, only_b))

@@ -16,7 +16,10 @@ from luban.data.processors.binary import Binary
 from luban.data.processors.set import Set
 from luban.data.ragged import Ragged
 from luban.errors import DataError, did_you_mean
+from luban.evaluation.language import LanguageCollector
 from luban.evaluation.metrics import Collector, Measured, Task
+from luban.evaluation.records import Pool
+from luban.language import Speaker
 from luban.predict import Predictor
 
 __all__ = ["Evaluation", "TrainingScorer", "collector_of", "evaluate"]
@@ -26,10 +29,10 @@ _OTHERS = "(others)"
 _PART = 1024  # rows encoded at a time
 
 
-def collector_of(processor: Processor) -> Collector:
-    """Return a collector for a target."""
+def collector_of(processor: Processor, pool: Pool) -> Collector:
+    """Return a collector for a target, whose records are kept in a pool."""
     return Collector(
-        cast(Task, processor.task), processor.classes() or None, threshold=threshold_of(processor)
+        cast(Task, processor.task), processor.classes() or None, threshold=threshold_of(processor), pool=pool
     )
 
 
@@ -46,13 +49,15 @@ class Evaluation:
         targets: target → its metrics.
         slices: slicing column → value → target → metrics.
         rows: rows that were scored.
-        skipped: rows that could not be, by reason.
+        skipped: rows that could not be, by reason; these and the rows scored are all rows.
+        cleaned: values that were changed before rows were scored, by what was done.
     """
 
     targets: dict[str, Measured]
     slices: dict[str, dict[str, dict[str, Measured]]] = field(default_factory=dict)
     rows: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    cleaned: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Return ``target.metric`` → value, low, high."""
@@ -68,6 +73,7 @@ class Evaluation:
             "metrics": self.metrics(),
             "rows": self.rows,
             "skipped": self.skipped,
+            "cleaned": self.cleaned,
             "details": {target: measured.details for target, measured in self.targets.items()},
             "slices": {
                 by: {
@@ -96,6 +102,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a stream of rows; what is kept of a row is its truth and its scores, on disk where they are many.
 
+    Targets and slices share one limit on what is held in memory (`luban.evaluation.records`), so memory does not grow with
+    the rows.
+
     Args:
         predictor: a loaded artefact.
         chunks: rows with inputs and targets.
@@ -106,9 +115,16 @@ def evaluate(
     Raises:
         DataError: if a column is missing, or no row can be scored.
     """
+    if predictor.speaker is not None:
+        return _of_language(predictor, predictor.speaker, chunks, list(by), resamples)
     pipeline = predictor.pipeline
+    if not pipeline.targets:
+        raise DataError(
+            "the artefact predicts no column: it makes vectors of texts, and there is no truth to compare these with"
+        )
     by = list(by)
-    collectors = {column: collector_of(p) for column, p in pipeline.targets.items()}
+    pool = Pool()
+    collectors = {column: collector_of(p, pool) for column, p in pipeline.targets.items()}
     slices: dict[str, dict[str, dict[str, Collector]]] = {column: {} for column in by}
     rows, before = 0, +pipeline.counts
     for chunk in chunks:
@@ -133,7 +149,7 @@ def evaluate(
                         mine = words == word
                         own = slices[slicing].setdefault(str(word), {})
                         if column not in own:
-                            own[column] = collector_of(processor)
+                            own[column] = collector_of(processor, pool)
                         own[column].update(
                             truth[column][mine], scores[mine], None if weights is None else weights[mine]
                         )
@@ -141,6 +157,8 @@ def evaluate(
         raise DataError(
             "no row can be scored: the targets are missing or of classes that the model does not know"
         )
+    reasons = {f"{column}: unreadable" for column in pipeline.inputs} | {*map(_unknown, pipeline.targets)}
+    counts = {name: n for name, n in (pipeline.counts - before).items() if n}
     return Evaluation(
         {column: collector.compute(resamples=resamples) for column, collector in collectors.items()},
         {
@@ -151,8 +169,55 @@ def evaluate(
             for slicing, words in slices.items()
         },
         rows,
+        {name: n for name, n in counts.items() if name in reasons},
+        {name: n for name, n in counts.items() if name not in reasons},
+    )
+
+
+def _of_language(
+    predictor: Predictor, speaker: Speaker, chunks: Iterable[pl.DataFrame], by: list[str], resamples: int
+) -> Evaluation:
+    """Measure how probable the model holds texts."""
+    pipeline, column = predictor.pipeline, speaker.column
+    whole = LanguageCollector(speaker.causal)
+    slices: dict[str, dict[str, LanguageCollector]] = {name: {} for name in by}
+    before = +pipeline.counts
+    for chunk in chunks:
+        pipeline.require([*chunk.columns], targets=False)
+        for name in by:
+            if name not in chunk.columns:
+                raise DataError(
+                    f"there is no column '{name}' to slice by; columns are {', '.join(chunk.columns)}{did_you_mean(name, chunk.columns)}"
+                )
+        for start in range(0, len(chunk), _PART):
+            part = predictor.clean(chunk.slice(start, _PART))
+            texts = part[column].cast(pl.String, strict=False).fill_null("").to_list()
+            ids = speaker.text.encode_texts(texts)["ids"]
+            assert isinstance(ids, Flat)
+            scores = speaker.score(ids, texts)
+            whole.update(scores)
+            for name in by:
+                words = _words(part[name], slices[name])
+                for word in np.unique(words):
+                    own = slices[name].get(str(word)) or LanguageCollector(speaker.causal)
+                    slices[name][str(word)] = own
+                    own.update([s for s, mine in zip(scores, words == word, strict=True) if mine])
+    if not whole.rows:
+        raise DataError("there is no text to measure on")
+    return Evaluation(
+        {column: whole.compute(count=resamples)},
+        {
+            name: {word: {column: one.compute(count=resamples)} for word, one in sorted(words.items())}
+            for name, words in slices.items()
+        },
+        whole.rows,
+        {},
         {name: n for name, n in (pipeline.counts - before).items() if n},
     )
+
+
+def _unknown(target: str) -> str:
+    return f"{target}: target missing, unreadable or of an unknown class"
 
 
 def _score(
@@ -164,9 +229,7 @@ def _score(
     known = np.ones(len(part), dtype=bool)
     for column, processor in pipeline.targets.items():
         good = processor.known(part[column]).to_numpy()
-        pipeline.counts[f"{column}: target missing, unreadable or of an unknown class"] += int(
-            (~good & known).sum()
-        )
+        pipeline.counts[_unknown(column)] += int((~good & known).sum())
         known &= good
     scored = part.filter(pl.Series(known))
     outputs, readable = predictor.outputs_of_cleaned(scored, batch_size)
@@ -180,8 +243,10 @@ def _score(
     weights = None
     if pipeline.weight is not None and pipeline.weight in scored.columns:
         # As in training, a weight that is missing or negative makes no sense; here the row then counts for nothing.
-        values = scored[pipeline.weight].cast(pl.Float64, strict=False).fill_null(0.0).to_numpy()
-        weights = np.where(np.isfinite(values) & (values >= 0), values, 0.0)
+        values = scored[pipeline.weight].cast(pl.Float64, strict=False).fill_null(-1.0).to_numpy()
+        sound = np.isfinite(values) & (values >= 0)
+        pipeline.counts[f"{pipeline.weight}: weight missing or negative, taken as 0"] += int((~sound).sum())
+        weights = np.where(sound, values, 0.0)
     return outputs, truth, weights, kept
 
 
@@ -209,7 +274,8 @@ class TrainingScorer:
         self._names = {
             column: next(iter(p.fields(column, "target"))) for column, p in pipeline.targets.items()
         }
-        self._collectors = {column: collector_of(p) for column, p in pipeline.targets.items()}
+        pool = Pool()
+        self._collectors = {column: collector_of(p, pool) for column, p in pipeline.targets.items()}
 
     def update(self, outputs: dict[str, Any], batch: Batch) -> None:
         """Take in one more batch."""

@@ -44,7 +44,8 @@ def evaluate(
         console: who is told what should be known.
 
     Returns:
-        ``metrics`` (``target.metric`` → value, low, high), ``rows``, ``skipped``, ``details``, ``slices``, ``warnings``.
+        ``metrics`` (``target.metric`` → value, low, high), ``rows``, ``skipped`` (rows that could not be scored, by reason),
+        ``cleaned`` (values changed before, by what was done), ``details``, ``slices``, ``warnings``.
 
     Raises:
         LubanError: in one sentence.
@@ -72,6 +73,8 @@ def evaluate(
         name for name in predictor.pipeline.groups if name in first.columns
     ]  # unasked, so only where they are
     result = score(predictor, chain([first], chunks), by=by or groups, resamples=resamples)
+    for what, n in result.cleaned.items():
+        console.say(f"changed before scoring: {what}: {n:,}")
     return {"artefact": str(artefact), **result.to_json(), "split": split, "warnings": warnings}
 
 

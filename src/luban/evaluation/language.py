@@ -1,0 +1,88 @@
+"""What a language model is worth on texts that it has not seen: perplexity and bits per byte, with intervals.
+
+==================  =================================================================================================
+metric              meaning
+==================  =================================================================================================
+loss                mean of minus the log of a token's probability (of the hidden tokens, for a masked model)
+perplexity          e to the loss
+bits_per_byte       bits needed for a byte of the text, whatever its tokens are; causal models only
+==================  =================================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from luban.evaluation.intervals import Floats, Metric, deal, interval, resamples, units_of
+from luban.evaluation.metrics import Measured
+from luban.language import Score
+
+__all__ = ["LanguageCollector"]
+
+_BITS = 1 / math.log(2)
+_SUMS = 3  # loss, tokens, bytes
+
+
+@dataclass
+class LanguageCollector:
+    """Gathers three sums a text; a resample draws whole texts, since the tokens of one hang together.
+
+    Attributes:
+        causal: whether every token was predicted, so that a price in bits can be named.
+        rows: texts so far.
+    """
+
+    causal: bool
+    rows: int = 0
+    _sums: list[npt.NDArray[np.float64]] = field(default_factory=list)
+
+    def update(self, scores: list[Score]) -> None:
+        """Add texts."""
+        self.rows += len(scores)
+        self._sums.append(np.array([[s.loss, s.tokens, s.bytes] for s in scores]).reshape(-1, _SUMS))
+
+    def compute(self, *, count: int = 1000, seed: int = 0) -> Measured:
+        """Measure all texts so far.
+
+        Args:
+            count: resamples of the bootstrap; 0 leaves the intervals out.
+            seed: of the draws.
+        """
+        sums = np.concatenate(self._sums) if self._sums else np.zeros((0, _SUMS))
+        whole = sums.sum(0)
+        tokens = int(whole[1])
+        if not tokens:
+            return Measured(
+                {name: Metric(None, note="no token was predicted") for name in self._names}, {}, self.rows
+            )
+        units = units_of(len(sums), _SUMS)
+        grouped = np.zeros((units, _SUMS))
+        np.add.at(grouped, deal(slice(0, len(sums)), len(sums), units, seed), sums)
+        drawn = np.concatenate([*self._drawn(grouped, count, seed), np.zeros((0, _SUMS))])
+        values, draws = self._figures(whole[None]), self._figures(drawn)
+        metrics = {
+            name: interval(float(values[name][0]), draws[name], bounds=(0.0, np.inf)) for name in values
+        }
+        return Measured(metrics, {"tokens": tokens, "bytes": int(whole[2])}, self.rows)
+
+    @property
+    def _names(self) -> list[str]:
+        return list(self._figures(np.ones((1, _SUMS))))
+
+    @staticmethod
+    def _drawn(grouped: npt.NDArray[np.float64], count: int, seed: int) -> Iterator[Floats]:
+        for times in resamples(len(grouped), count, seed, _SUMS):
+            yield times @ grouped
+
+    def _figures(self, sums: Floats) -> dict[str, Floats]:
+        """Return each metric of rows of sums, (n, 3)."""
+        loss = sums[:, 0] / np.maximum(sums[:, 1], 1)
+        found = {"loss": loss, "perplexity": np.exp(np.minimum(loss, 700.0))}
+        if self.causal:
+            found["bits_per_byte"] = _BITS * sums[:, 0] / np.maximum(sums[:, 2], 1)
+        return found
