@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, TypeAlias, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch.nn import Parameter
 
+from luban.adapt._surgery import depths_of
 from luban.errors import RecipeError
+from luban.imports import uncollected
 from luban.recipe import Component
 
 __all__ = ["Decay", "Groups", "Named", "Optimizer", "Positive", "Share", "fused"]
@@ -50,26 +52,43 @@ class Optimizer(Component):
     """How strongly weights are pulled towards zero."""
     decay_all: bool = False
     """Weight decay also for biases and norms (parameters of fewer than two dimensions)."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each block to the one below it, 0.8 to 0.95 for fine-tuning: what lies above the blocks
+    keeps it whole, the embeddings move least (Howard and Ruder, 2018, 'ULMFiT'; Clark et al., 2020, 'ELECTRA')."""
+
+    _below: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @final
     def build(self, named_parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer of the parameters that require a gradient.
 
-        Every group has a `name` ('decay' or 'no_decay'; muon has more), its `param_names`, and `initial_lr`,
-        the learning rate that a schedule's factor multiplies; groups without parameters are left out.
+        Every group has a `name` ('decay' or 'no_decay'; muon has more, and `layer_decay` adds how many blocks below the
+        top it is: 'decay_below_2'), its `param_names`, and `initial_lr`, the learning rate that a schedule's factor
+        multiplies; groups without parameters are left out.
 
         Args:
             named_parameters: what `nn.Module.named_parameters` returns; frozen ones are skipped.
 
         Raises:
-            RecipeError: if there is nothing to train.
+            RecipeError: if there is nothing to train, or no block for `layer_decay` to count.
         """
-        trainable = [(name, p) for name, p in named_parameters if p.requires_grad]
+        everything = list(named_parameters)
+        trainable = [(name, p) for name, p in everything if p.requires_grad]
         if not trainable:
             raise RecipeError(
                 "all parameters of the model are frozen: freeze fewer, or add an adapter such as lora"
             )
-        optimizer = self._make(trainable)
+        self._below = {}
+        if self.layer_decay != 1.0:
+            depths = depths_of(name for name, _ in everything)
+            if not depths.blocks:
+                raise RecipeError(
+                    f"optimizer {self.type}: layer_decay {self.layer_decay:g} goes by blocks (parameters called '...layers.N...'), and the model has none; remove it"
+                )
+            self._below = depths.below
+        # The first of torch's optimizers imports torch's compiler, whether it is needed or not.
+        with uncollected():
+            optimizer = self._make(trainable)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -80,17 +99,20 @@ class Optimizer(Component):
 
     @final
     def _groups(self, parameters: Named) -> Groups:
-        """Divide parameters into those that decay and those that do not."""
-        decays = {name: self.decay_all or p.ndim >= 2 for name, p in parameters}
-        groups: Groups = [
-            {
-                "name": label,
-                "params": [(name, p) for name, p in parameters if decays[name] == wanted],
-                "weight_decay": self.weight_decay if wanted else 0.0,
-            }
-            for label, wanted in (("decay", True), ("no_decay", False))
-        ]
-        return [group for group in groups if group["params"]]
+        """Divide parameters into those that decay and those that do not, and by depth if rates fall with it."""
+        groups: Groups = []
+        for below in sorted({self._below.get(name, 0) for name, _ in parameters}):
+            own = [(name, p) for name, p in parameters if self._below.get(name, 0) == below]
+            for label, decays in (("decay", True), ("no_decay", False)):
+                group = {
+                    "name": f"{label}_below_{below}" if below else label,
+                    "params": [(name, p) for name, p in own if (self.decay_all or p.ndim >= 2) == decays],
+                    "weight_decay": self.weight_decay if decays else 0.0,
+                    "lr": self.learning_rate * self.layer_decay**below,
+                }
+                if group["params"]:
+                    groups.append(group)
+        return groups
 
 
 def fused(parameters: Named) -> bool:
