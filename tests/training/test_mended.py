@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import safetensors.torch
 import torch
 
 import luban
+from luban.console import Console, Terminal
+from luban.data import prepare
 from luban.errors import ArtefactError, DataError, DivergenceError, RecipeError
 from luban.predict import load
-from luban.training import engine
+from luban.training import engine, machine
+from luban.training import plan as plans
 from luban.verbs.evaluate import evaluate
 from luban.verbs.rows import chunks_of
 from luban.verbs.train import train
@@ -196,7 +200,12 @@ def test_a_text_with_marks_is_a_value(text: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"callbacks": ["early_stopping"]}, {"schedule": "plateau"}, {"metric": "side.accuracy"}],
+    [
+        {"callbacks": ["early_stopping"]},
+        {"schedule": "plateau"},
+        {"metric": "side.accuracy"},
+        {"evaluate_every": 3},
+    ],
 )
 def test_what_needs_validation_rows_refuses_without(
     rows: Path, tmp_path: Path, options: dict[str, Any]
@@ -205,6 +214,186 @@ def test_what_needs_validation_rows_refuses_without(
     without["train"] |= options
     with pytest.raises(RecipeError, match="looks at validation rows, but there are none"):
         train(without, output=tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("read_as", ["number", "category"])
+def test_decimals_and_bytes_are_frozen_as_they_were_read(tmp_path: Path, read_as: str) -> None:
+    """1.50 as a class is not 1.5; none of it is JSON."""
+    n = 120
+    frame = pl.DataFrame(
+        {
+            "price": pl.Series([Decimal(f"{1 + i % 3}.50") for i in range(n)], dtype=pl.Decimal(10, 2)),
+            "code": [f"c{i % 4}".encode() for i in range(n)],
+            "sizes": pl.Series(
+                [[Decimal(i), Decimal(2)] for i in range(n)], dtype=pl.List(pl.Decimal(10, 1))
+            ),
+            "i": range(n),
+            "y": [i % 2 for i in range(n)],
+        }
+    )
+    frame.write_parquet(tmp_path / "rows.parquet")
+    inputs = {"price": read_as, "code": "category", "sizes": "set", "i": "number"}
+    data = {"train": str(tmp_path / "rows.parquet"), "inputs": inputs, "targets": {"y": "category"}}
+    options = {"data": data, "model": {"type": "mlp", "size": "tiny"}, "train": {"steps": 2}}
+    train(options, output=tmp_path / "model")
+    predictor = load(tmp_path / "model")
+    first = json.loads((tmp_path / "model" / "sample.jsonl").read_text().split("\n")[0])
+    assert Decimal(first["row"]["price"]) == Decimal(first["row"]["price"]).quantize(Decimal("1.00"))
+    same = frame.filter(pl.col("i") == first["row"]["i"])
+    assert predictor.predict(same)[0]["y.scores"] == pytest.approx(first["prediction"]["y.scores"], abs=1e-6)
+
+
+# --- a run that goes on somewhere else ---
+
+
+class GoneError(Exception):
+    """The machine went away."""
+
+
+def stopped(options: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    """Train until the second checkpoint is written."""
+    real = engine.Engine._save
+    saves = 0
+
+    def dies(self: engine.Engine) -> None:
+        nonlocal saves
+        real(self)
+        saves += 1
+        if saves == 2:
+            raise GoneError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Engine, "_save", dies)
+        with pytest.raises(GoneError):
+            train(options, output=output, **more)
+
+
+def on_a_machine(monkeypatch: pytest.MonkeyPatch, cores: int, precision: str = "fp32") -> None:
+    """Let everything that is derived from the machine come out otherwise."""
+    monkeypatch.setattr(plans, "_ONE_THREAD", 0)
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(
+        machine.Choice, "peak", lambda self: None
+    )  # seconds of measuring, which nothing here needs
+    real = machine.choose
+
+    def choose(device: str, asked: str, width: int) -> machine.Choice:
+        return real(device, precision if asked == "auto" else asked, width)
+
+    monkeypatch.setattr(plans.machine, "choose", choose)
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(output / "model.safetensors")
+
+
+def test_resuming_on_another_machine_is_the_same_run(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = recipe(rows)
+    options["train"] |= {"epochs": 2, "checkpoint_steps": 4}
+    said: list[str] = []
+    console = Console()
+    monkeypatch.setattr(console, "say", said.append)
+    with monkeypatch.context() as patch:
+        on_a_machine(patch, 2, "bf16")
+        train(options, output=tmp_path / "whole")
+        stopped(options, tmp_path / "stopped", patch)
+    on_a_machine(monkeypatch, 1)
+    used: list[int] = []
+    set_threads = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: (used.append(n), set_threads(n))[1])
+    train(options, output=tmp_path / "stopped", console=console)
+    assert used[0] == 2
+    assert any(
+        one.startswith("going on with cpu, bf16 and 2 threads, with which the run began") for one in said
+    ), said
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "stopped")[name]), name
+    lineage = json.loads((tmp_path / "stopped" / "lineage.json").read_text())
+    assert (lineage["hardware"]["precision"], lineage["hardware"]["threads"]) == ("bf16", 2)
+    assert "threads: 2" in (tmp_path / "stopped" / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("other", [{"threads": 1}, {"precision": "fp32"}, {"seed": 3}])
+def test_asking_for_something_else_is_another_run(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    options = recipe(rows)
+    options["train"] |= {"epochs": 2, "checkpoint_steps": 4}
+    on_a_machine(monkeypatch, 2, "bf16")
+    stopped(options, tmp_path / "stopped", monkeypatch)
+    with pytest.raises(ArtefactError, match="interrupted run of another recipe"):
+        train({**options, "train": options["train"] | other}, output=tmp_path / "stopped")
+    # What was derived, written out: the resolved recipe of the run is the same run.
+    same = {**options, "train": options["train"] | {"threads": 2, "precision": "bf16", "device": "cpu"}}
+    train(same, output=tmp_path / "stopped")
+
+
+def test_what_was_asked_for_is_not_forgotten(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = recipe(rows)
+    options["train"] |= {"epochs": 2, "checkpoint_steps": 4}
+    stopped({**options, "train": options["train"] | {"threads": 2}}, tmp_path / "stopped", monkeypatch)
+    with pytest.raises(ArtefactError, match="interrupted run of another recipe"):
+        train(options, output=tmp_path / "stopped")
+
+
+def test_a_run_that_began_on_a_device_that_is_not_here(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = recipe(rows)
+    options["train"] |= {"epochs": 2, "checkpoint_steps": 4}
+    stopped(options, tmp_path / "stopped", monkeypatch)
+    record = tmp_path / "stopped" / "train" / "run.json"
+    saved = json.loads(record.read_text())
+    saved["machine"]["used"]["device"] = "cuda"
+    record.write_text(json.dumps(saved))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ArtefactError, match="began on cuda, which torch does not see here"):
+        train(options, output=tmp_path / "stopped")
+    assert list((tmp_path / "stopped" / "train").glob("step-*"))
+    train(options, output=tmp_path / "stopped", resume=False)
+
+
+def test_finished_folds_are_taken_on_another_machine(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = recipe(rows, split={"type": "folds", "folds": 2, "test": 0.2})
+    with monkeypatch.context() as patch:
+        on_a_machine(patch, 2)
+        first = train(options, output=tmp_path / "folds")
+    on_a_machine(monkeypatch, 1)
+    before = (tmp_path / "folds" / "fold-0" / "model.safetensors").stat().st_mtime_ns
+    assert train(options, output=tmp_path / "folds")["metrics"] == first["metrics"]
+    assert (tmp_path / "folds" / "fold-0" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_resuming_without_the_bar_that_was_there(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only shows a run (a bar on a terminal) is no part of its checkpoints."""
+    options = recipe(rows)
+    options["train"] |= {"checkpoint_steps": 4, "callbacks": [{"type": "early_stopping", "patience": 40}]}
+    train(options, output=tmp_path / "whole")
+    stopped(options, tmp_path / "stopped", monkeypatch, console=Terminal())
+    train(options, output=tmp_path / "stopped")
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "stopped")[name]), name
+
+
+def test_data_prepared_anew_is_said(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = recipe(rows)
+    options["train"] |= {"epochs": 2, "checkpoint_steps": 4}
+    stopped(options, tmp_path / "stopped", monkeypatch)
+    said: list[str] = []
+    console = Console()
+    monkeypatch.setattr(console, "say", said.append)
+    monkeypatch.setattr(prepare, "_versions", lambda: {"polars": "another"})
+    train(options, output=tmp_path / "stopped", console=console)
+    assert sum("prepared anew since the run began" in one for one in said) == 1
 
 
 def test_a_pattern_takes_no_column_that_plays_another_part(tmp_path: Path) -> None:

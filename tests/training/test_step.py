@@ -22,7 +22,7 @@ from luban.errors import RecipeError
 from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Section
 from luban.testing import check_objective
-from luban.training.step import GradientStep
+from luban.training.step import GradientStep, compute_losses, count_losses
 
 CLASSES = ["a", "b", "c"]
 FACTS = {
@@ -164,6 +164,27 @@ def test_check_objective_catches_a_mean() -> None:
     mean = Mean()
     with pytest.raises(AssertionError, match=r"no sum over rows|options change"):
         check_objective(mean, FACTS, outputs, batch)
+
+
+def test_parts_of_the_same_target_and_type_keep_apart() -> None:
+    """Three of a kind: none is lost in the sum, in the figures or in the counts that accumulation divides by."""
+    same = [
+        objective(type="huber", delta=delta, weight=weight)
+        for delta, weight in ((0.1, 1.0), (0.5, 2.0), (2.0, 3.0))
+    ]
+    objectives = [*same, objective(type="mean_squared")]
+    batch = make_batch(8)
+    names = ["price", "price.huber", "price.huber.2", "price.mean_squared"]
+    parts = compute_losses(objectives, Heads(), batch)
+    assert list(parts) == list(count_losses(objectives, batch)) == names
+    whole, loss = gradients(objectives, [batch])
+    pieces, loss_of_pieces = gradients(objectives, [part(batch, 0, 3), part(batch, 3, 8)])
+    alone = [gradients([one], [batch]) for one in objectives]
+    assert loss == pytest.approx(sum(one for _, one in alone))
+    assert loss_of_pieces == pytest.approx(loss)
+    for a, b, *each in zip(whole, pieces, *(g for g, _ in alone), strict=True):
+        torch.testing.assert_close(a, torch.stack(each).sum(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_class_weighted_cross_entropy_is_torchs() -> None:

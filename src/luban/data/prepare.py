@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 import tempfile
 import time
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import CodeType
 from typing import Any, cast
 
 import numpy as np
@@ -30,16 +35,18 @@ import polars as pl
 
 from luban import files
 from luban._version import __version__
-from luban.data.contracts import TEST, TRAIN, VALIDATION, Cleaner, Source, Spec, Split
+from luban.data.contracts import TEST, TRAIN, VALIDATION, Cleaner, Processor, Source, Spec, Split
 from luban.data.pipeline import Pipeline, is_fitted_step, row_keys
 from luban.data.store import Store, StoreWriter
 from luban.errors import DataError
-from luban.recipe import Data, Section
+from luban.recipe import Component, Data, Section
 
 __all__ = ["Prepared", "prepare", "split_rows"]
 
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 _KEY, _GOOD, _ROW = "__luban_key__", "__luban_good__", "__luban_row__"
+# Whose versions decide what a cell is encoded as; both packages that bring the module opencc are meant.
+_PACKAGES = ("polars", "tokenizers", "pillow", "ftfy", "opencc-python-reimplemented", "OpenCC")
 _CACHE_LIMIT = 20 * 2**30  # bytes of prepared data kept; the longest unused go first
 
 
@@ -109,12 +116,18 @@ def prepare(
     sources = {name: cast(Source, getattr(data, name)) for name in SPLITS if getattr(data, name) is not None}
     fingerprints = {name: source.fingerprint() for name, source in sources.items()}
     split = cast(Split, data.split).model_copy(deep=True) if data.split is not None else _default_split(data)
+    pipeline = Pipeline.of(data, sources["train"].columns())
+    pipeline.raw_text = list(raw_text or [])
     identity = {
         "version": __version__,
-        "polars": pl.__version__,
+        "packages": _versions(),
+        "code": _code_of(
+            [*sources.values(), *data.inputs.values(), *data.targets.values(), *data.clean, split]
+        ),
         "data": data.model_dump(exclude={"augment"}),
         "fingerprints": fingerprints,
         "files": _files_of(data),
+        "pictures": _pictures(sources, _pointing(pipeline)),
         "raw_text": sorted(raw_text or []),
         "split": split.model_dump(),
     }
@@ -122,8 +135,6 @@ def prepare(
     folder = files.cache_folder() / "prepared" / name
     if not (folder / "prepared.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        pipeline = Pipeline.of(data, sources["train"].columns())
-        pipeline.raw_text = list(raw_text or [])
         with files.new_folder(folder, replace=True) as target:
             _Preparation(data, sources, pipeline, split, target, report).run(fingerprints)
         _prune(folder.parent, keep=folder)
@@ -135,6 +146,100 @@ def _files_of(data: Data) -> dict[str, str]:
     paths = [Path(path) for p in data.inputs.values() if (path := getattr(p, "tokenizer", None))]
     found = [path / "tokenizer.json" if path.is_dir() else path for path in paths]
     return {str(path): files.sha256_of(path) for path in found if path.is_file()}
+
+
+def _versions() -> dict[str, str | None]:
+    """Return the versions of what encodes: another one may cut words, decode pictures or fold letters otherwise."""
+    versions: dict[str, str | None] = {"unicode": unicodedata.unidata_version}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _code_of(components: list[Component]) -> dict[str, str]:
+    """Return the hash of the code of each component that is not Luban's own, and of the classes that it builds on."""
+    ours = set(Component.__mro__)
+    classes = {cls for one in components for cls in type(one).__mro__ if cls not in ours}
+    return {
+        f"{cls.__module__}.{cls.__qualname__}": _source_of(cls)
+        for cls in classes
+        if not cls.__module__.startswith("luban.")
+    }
+
+
+def _source_of(cls: type[Any]) -> str:
+    """Hash the file that defines a class, and the methods as this process runs them.
+
+    Either alone would do harm: a file does not tell that the process still runs what it held before an edit, and a class of
+    a notebook has no file; the methods do not tell what lies beside them in the file.
+    """
+    digest = hashlib.sha256()
+    path = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if path is not None and os.path.isfile(path):
+        digest.update(Path(path).read_bytes())
+    for name, value in sorted(vars(cls).items(), key=lambda item: item[0]):
+        function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+        if isinstance(code := getattr(function, "__code__", None), CodeType):
+            digest.update(f"{name} {_instructions(code)}".encode())
+    return digest.hexdigest()
+
+
+def _instructions(code: Any) -> str:
+    """Return what a function does, or a constant in it, as text that is the same in every process.
+
+    The order of a set is not: it follows the hashes of strings, which are drawn anew each time.
+    """
+    if isinstance(code, CodeType):
+        return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {_instructions(code.co_consts)}"
+    if isinstance(code, tuple | frozenset):
+        parts = [_instructions(one) for one in code]
+        return repr(sorted(parts) if isinstance(code, frozenset) else parts)
+    return repr(code)
+
+
+def _pointing(pipeline: Pipeline) -> list[str]:
+    """Return the inputs whose cells may only point at data: their processor says what makes two of them the same."""
+    return [name for name, one in pipeline.inputs.items() if type(one).identity is not Processor.identity]
+
+
+def _pictures(sources: Mapping[str, Source], columns: list[str]) -> str | None:
+    """Hash names, sizes and times of the files that cells name: a picture may change while the table stays the same.
+
+    Contents are not read, so that a million files take seconds.
+    """
+    digest = hashlib.sha256()
+    for source in sources.values() if columns else ():
+        if source.type == "images" and getattr(source, "table", None) is None:
+            continue  # its own fingerprint knows its files
+        for chunk in source.scan():
+            named = [path for column in columns if column in chunk.columns for path in _paths(chunk[column])]
+            if not named:
+                break  # the pictures lie in the table itself: its fingerprint knows them
+            for path in named:
+                try:
+                    status = os.stat(path)
+                    digest.update(
+                        f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "replace")
+                    )
+                except (OSError, ValueError):  # ValueError: a zero byte, which is in no path
+                    digest.update(f"{path}\0absent\0".encode("utf-8", "replace"))
+    return digest.hexdigest() if columns else None
+
+
+def _paths(values: pl.Series) -> list[str]:
+    """Return the paths among the cells: text that is no data URL, or {'bytes': null, 'path': ...}."""
+    if isinstance(values.dtype, pl.Struct):
+        fields = [one.name for one in values.dtype.fields]
+        if "path" not in fields:
+            return []
+        inside = values.struct.unnest()
+        values = inside["path"] if "bytes" not in fields else inside.filter(inside["bytes"].is_null())["path"]
+    if values.dtype != pl.String:
+        return []
+    return values.drop_nulls().filter(~values.drop_nulls().str.starts_with("data:")).to_list()
 
 
 def _read(folder: Path) -> Prepared:
@@ -315,14 +420,16 @@ class _Preparation:
                     chunk = earlier.apply(chunk, predicting=False)
                 step.update(chunk)
             step.finish()
+            self.counts.update(step.counts())  # what fitting found out, such as columns that have no bounds
             ready.append(step)
         for step in ready:
-            step.counts()  # what was counted while fitting is counted again while encoding
+            step.counts()  # what was changed while later steps were fitted is counted again while encoding
         done = 0
         for chunk in self._training(spool):
             for step in ready:
                 chunk = step.apply(chunk, predicting=False)
             done += len(chunk)
+            self._require_indicators(chunk)
             for column, processor in (*self.pipeline.inputs.items(), *self.pipeline.targets.items()):
                 processor.update(chunk[column])
             self.report("fitting", done)
@@ -337,6 +444,14 @@ class _Preparation:
                 processor.finish()
             except DataError as error:
                 raise DataError(f"column '{column}': {error}") from None
+
+    def _require_indicators(self, chunk: pl.DataFrame) -> None:
+        for column in (*self.pipeline.inputs, *self.pipeline.targets):
+            if column not in chunk.columns:
+                raise DataError(
+                    f"there is no column '{column}': the cleaning step missing makes an indicator only beside a column that "
+                    "it fills; name that column under its 'columns', choose a strategy that fits it, or remove the input"
+                )
 
     # pass 4
     def _encode(self, spool: Path) -> dict[str, int]:

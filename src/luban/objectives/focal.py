@@ -33,4 +33,4 @@ class Focal(ClassWeighted):
         loss = F.binary_cross_entropy_with_logits(
             output, target.reshape(len(output), -1).float(), reduction="none"
         )
-        return ((1 - (-loss).exp()) ** self.gamma * loss).mean(1)
+        return self.mean_over_logits((1 - (-loss).exp()) ** self.gamma * loss)

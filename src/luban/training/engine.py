@@ -257,6 +257,8 @@ class Engine:
             model.load_state_dict(own)
         figures = {f"{name}.loss": float(total / count) for name, (total, count, _) in totals.items()}
         figures["loss"] = sum(weight * figures[f"{name}.loss"] for name, (_, _, weight) in totals.items())
+        for objective in self.step.objectives:
+            figures.update(objective.describe(figures))
         if scorer is not None:
             figures.update(scorer.compute())
         return figures
@@ -357,7 +359,8 @@ class Engine:
         state, self.best = found
         self.step.restore(state["step"])
         self.schedule.restore(state["schedule"])
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+        # The recipe's callbacks stand first and are the same; what only shows the run (a bar) may come or go after them.
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
             callback.restore(saved)
         restore_random_state(state["random"])
         self.progress = Progress(**state["progress"])

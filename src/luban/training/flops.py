@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from luban.models._attention import Plan, attend
+
 __all__ = ["FlopCounter"]
 
 
@@ -49,9 +51,14 @@ def _recurrent(result: Any, x: Tensor, *rest: Any) -> int:
     return 2 * int(positions) * sum(int(weight.numel()) for weight in weights if weight.dim() == 2)
 
 
+def _attend(result: Any, query: Tensor, key: Tensor, value: Tensor, how: Plan, *rest: Any) -> int:
+    return 4 * how.pairs * int(query.shape[1]) * int(query.shape[2])
+
+
 _COUNTS: Mapping[Any, Callable[..., int]] = {
     F.linear: _linear,
     F.scaled_dot_product_attention: _attention,
+    attend: _attend,
     **dict.fromkeys(
         (torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__), _product
     ),

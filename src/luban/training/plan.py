@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,12 +13,16 @@ from torch import nn
 
 from luban.artefact import build_model
 from luban.data.augment._base import Augmenter
-from luban.data.contracts import Flat, Spec
+from luban.data.contracts import Field, Flat, Spec
 from luban.data.loader import Loader
 from luban.data.prepare import Prepared, prepare
 from luban.data.processors.text import Text
 from luban.data.store import Store
+from luban.data.windows import Windows
 from luban.errors import RecipeError, did_you_mean
+from luban.evaluation.metrics import MANY, Task, names
+from luban.models import _kernels
+from luban.models._base import Model
 from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Recipe, Section
 from luban.training import machine
@@ -41,6 +45,7 @@ class Plan:
         recipe: with every derived value written out.
         derived: what was derived, one sentence each.
         prepared: the data.
+        spec: the fields that the model sees, those made by objectives among them.
         model: on its device, with its first weights.
         step: makes one update.
         loader, validation: batches.
@@ -55,6 +60,7 @@ class Plan:
     recipe: Recipe
     derived: list[str]
     prepared: Prepared
+    spec: Spec
     model: nn.Module
     step: GradientStep
     loader: Loader
@@ -86,13 +92,28 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     for callback in train.callbacks:
         cast(Callback, callback).require()
 
+    family = cast(Model, recipe.model)
+    for objective in _listed(recipe):
+        derived += objective.complete(recipe.data)
+    derived += family.complete(recipe.data)
+    if family.attends:
+        why = _kernels.use(train.kernels)
+        if train.kernels == "auto":
+            derived.append(why)
+        train.kernels = _kernels.in_use()
+    else:
+        train.kernels = "torch"
     augment = [cast(Augmenter, one) for one in recipe.data.augment]
     texts = _texts_to_augment(recipe, augment)
     prepared = prepare(recipe.data, raw_text=texts, report=report)
-    spec = _model_spec(prepared.spec)
+    objectives = _objectives(recipe, prepared, derived)
+    made: dict[str, Field] = {}
+    for objective in objectives:
+        made.update(objective.bind(prepared.pipeline, getattr(family, "max_positions", None) or 0))
+    spec = _model_spec(prepared.spec, made)
 
     torch.manual_seed(train.seed)
-    model = build_model(recipe.model, recipe.adapt, spec)
+    model = build_model(recipe.model, recipe.adapt, spec, pretrained=True, said=derived)
     # What a product gains is decided by the narrower side of its matrix.
     widest = max(
         (min(len(p), p[0].numel()) for p in model.parameters() if p.dim() >= 2 and len(p)), default=1
@@ -105,7 +126,6 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     if any(one.shape is not None and len(one.shape) == 3 for one in spec.fields.values()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    objectives = _objectives(recipe, prepared, derived)
     if train.optimizer is None:
         train.optimizer = Section("optimizers").parse("adamw")
         derived.append(f"optimizer: adamw, learning rate {cast(Optimizer, train.optimizer).learning_rate:g}")
@@ -118,7 +138,8 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
             "an objective that compares the rows of a batch with each other cannot be accumulated: splitting a batch changes its loss; set train.accumulate to 1"
         )
 
-    rows = prepared.rows["train"]
+    stores = {name: _examples(prepared.store(name), objectives) for name in ("train", "validation")}
+    rows = len(stores["train"])
     if train.batch_size is None and train.batch_tokens is None:
         train.batch_size = next(
             size
@@ -130,9 +151,12 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
         "batch_size": train.batch_size,
         "batch_tokens": train.batch_tokens,
         "device": choice.device,
+        "collate": [one.collate for one in sorted(objectives, key=lambda one: one.turn)]
+        if any(type(one).collate is not Objective.collate for one in objectives)
+        else [],
     }
     loader = Loader(
-        prepared.store("train"),
+        stores["train"],
         prepared.spec,
         seed=train.seed,
         augment=augment,
@@ -143,7 +167,7 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     if prepared.rows["validation"]:
         # Without gradients a batch may be larger; the figures do not depend on it.
         wider = {**options, "batch_size": train.batch_size and max(256, train.batch_size)}
-        validation = Loader(prepared.store("validation"), prepared.spec, **wider)
+        validation = Loader(stores["validation"], prepared.spec, **wider)
     elif needs := _needs_validation(recipe):
         raise RecipeError(
             f"{needs} looks at validation rows, but there are none; give data.validation or a share in data.split"
@@ -158,7 +182,7 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     total_steps = train.steps if train.steps is not None else per_epoch * cast(int, train.epochs)
     metric = train.metric or "loss"
     train.metric = metric
-    _check_metric(metric, prepared)
+    _check_metric(metric, prepared, objectives)
 
     first = next(loader.batches(0))
     flops = flops_of(objectives, model, first)
@@ -181,6 +205,7 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
         recipe,
         derived,
         prepared,
+        spec,
         model,
         step,
         loader,
@@ -201,12 +226,32 @@ def _needs_validation(recipe: Recipe) -> str | None:
         return "callback early_stopping"
     if train.schedule is not None and train.schedule.type == "plateau":
         return "schedule plateau"
+    if train.evaluate_every is not None:
+        return f"train.evaluate_every {train.evaluate_every}"
     return f"train.metric {train.metric}" if train.metric not in (None, "loss") else None
 
 
-def _model_spec(spec: Spec) -> Spec:
-    """The fields that a model may see: inputs and targets."""
-    return Spec({name: one for name, one in spec.fields.items() if one.role in ("input", "target")})
+def _model_spec(spec: Spec, made: dict[str, Field]) -> Spec:
+    """The fields that a model may see: inputs and targets, and the targets that objectives make themselves."""
+    seen = {name: one for name, one in spec.fields.items() if one.role in ("input", "target")}
+    return Spec({**seen, **made})
+
+
+def _examples(store: Store, objectives: Sequence[Objective]) -> Store | Windows:
+    """Return what training draws from: rows, or windows of them where an objective wants them cut."""
+    windows = [window for one in objectives if (window := one.window()) is not None and len(store)]
+    if not windows:
+        return store
+    if len({(name, overlap, trim) for name, _, overlap, trim in windows}) > 1:
+        raise RecipeError("the objectives cut texts into examples in different ways; train with one of them")
+    name, length, overlap, trim = min(windows, key=lambda window: window[1])
+    return Windows(store, name, length, overlap, trim)
+
+
+def _listed(recipe: Recipe) -> list[Objective]:
+    """Return the objectives that the recipe names."""
+    named = recipe.objective
+    return [cast(Objective, one) for one in (named if isinstance(named, list) else [named] if named else [])]
 
 
 def _texts_to_augment(recipe: Recipe, augment: list[Augmenter]) -> list[str]:
@@ -240,6 +285,10 @@ def _objectives(recipe: Recipe, prepared: Prepared, derived: list[str]) -> list[
             _counts(prepared.store("train"), name, len(classes or [])),
             prepared.rows["train"],
         )
+    if recipe.objective is None and not facts:
+        raise RecipeError(
+            "there is nothing to learn: name data.targets, or an objective that makes its own of the inputs (masked_lm, causal_lm)"
+        )
     if recipe.objective is None:
         chosen = [
             Section("objectives").parse({"type": processor.objective, "target": column})
@@ -247,10 +296,9 @@ def _objectives(recipe: Recipe, prepared: Prepared, derived: list[str]) -> list[
         ]
         recipe.objective = chosen if len(chosen) > 1 else chosen[0]
         derived.append("objective: " + ", ".join(f"{one.type} for {one.target}" for one in chosen))  # type: ignore[attr-defined]
-    chosen = recipe.objective if isinstance(recipe.objective, list) else [recipe.objective]
-    if not chosen:
+    objectives = _listed(recipe)
+    if not objectives:
         raise RecipeError("objective: the list is empty; leave the key out to take what the targets bring")
-    objectives = [cast(Objective, one) for one in chosen]
     for objective in objectives:
         objective.setup(facts)
     covered = {getattr(objective, "column", None) for objective in objectives}
@@ -274,33 +322,19 @@ def _counts(store: Store, name: str, classes: int) -> list[int] | None:
     return [int(n) for n in counts]
 
 
-_METRICS = {
-    "binary": (
-        "accuracy",
-        "precision",
-        "recall",
-        "f1",
-        "f1_macro",
-        "mcc",
-        "log_loss",
-        "brier",
-        "ece",
-        "roc_auc",
-        "pr_auc",
-    ),
-    "multiclass": ("accuracy", "f1_macro", "f1_micro", "mcc", "log_loss", "ece", "roc_auc", "pr_auc"),
-    "multilabel": ("subset_accuracy", "hamming", "f1_macro", "f1_micro", "log_loss", "roc_auc", "pr_auc"),
-    "regression": ("mae", "rmse", "r2", "median_ae", "pearson"),
-}
-
-
-def _check_metric(metric: str, prepared: Prepared) -> None:
-    known = ["loss"] + [
+def _check_metric(metric: str, prepared: Prepared, objectives: Sequence[Objective]) -> None:
+    known = ["loss", *(name for one in objectives for name in one.describe({}))] + [
         f"{column}.{name}"
         for column, p in prepared.pipeline.targets.items()
-        for name in _METRICS[cast(str, p.task)]
+        for name in names(cast(Task, p.task), len(p.classes()))
     ]
     if metric not in known:
+        column, _, name = metric.rpartition(".")
+        target = prepared.pipeline.targets.get(column)
+        if target is not None and name in names(cast(Task, target.task), 2):
+            raise RecipeError(
+                f"train.metric: '{metric}' is not measured, because '{column}' has {len(target.classes())} classes and it is too costly beyond {MANY}; metrics are {', '.join(known)}"
+            )
         raise RecipeError(
             f"train.metric: '{metric}' is unknown; metrics are {', '.join(known)}{did_you_mean(metric, known)}"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from itertools import count as count_from
 from typing import Any
 
 import torch
@@ -13,13 +15,14 @@ from torch.optim import Optimizer
 from luban.data.batch import Batch
 from luban.objectives._base import Loss, Objective
 
-__all__ = ["Ema", "GradientStep", "compute_losses"]
+__all__ = ["Ema", "GradientStep", "compute_losses", "count_losses"]
 
 
 def compute_losses(objectives: Sequence[Objective], model: nn.Module, batch: Batch) -> dict[str, Loss]:
     """Return the parts of all objectives; those that only read outputs share one forward pass.
 
-    A part's name is the target's column; the second objective of the same column adds its type.
+    A part's name is the target's column; the second objective of the same column adds its type, a third of the same type
+    its number too: ``label``, ``label.focal``, ``label.focal.2``.
     """
     parts: dict[str, Loss] = {}
     outputs: Any = None
@@ -30,7 +33,7 @@ def compute_losses(objectives: Sequence[Objective], model: nn.Module, batch: Bat
         else:
             own = objective.forward(model, batch)
         for name, loss in own.items():
-            parts[name if name not in parts else f"{name}.{objective.type}"] = loss
+            parts[_free_name(name, objective, parts)] = loss
     return parts
 
 
@@ -39,8 +42,15 @@ def count_losses(objectives: Sequence[Objective], batch: Batch) -> dict[str, Ten
     counts: dict[str, Tensor] = {}
     for objective in objectives:
         for name, count in objective.count(batch).items():
-            counts[name if name not in counts else f"{name}.{objective.type}"] = count
+            counts[_free_name(name, objective, counts)] = count
     return counts
+
+
+def _free_name(name: str, objective: Objective, taken: Container[str]) -> str:
+    """Return a name that no part has yet; the same for losses and for counts, which come in the same order."""
+    typed = f"{name}.{objective.type}"
+    numbered = (f"{typed}.{number}" for number in count_from(2))
+    return next(one for one in chain((name, typed), numbered) if one not in taken)
 
 
 class Ema:

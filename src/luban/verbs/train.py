@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import polars as pl
+import torch
 
 from luban import artefact, files
 from luban import recipe as recipes
@@ -34,11 +34,14 @@ from luban.training.engine import Engine, Outcome
 from luban.training.log import Log
 from luban.training.plan import Plan, make_plan
 from luban.verbs import card
+from luban.verbs.lineage import versions
 
 __all__ = ["train"]
 
 _SAMPLE_ROWS = 32
 _RUN = "run.json"  # in train/: what the run is, so that a restart knows its own
+# Keys of `train` that the machine decides where the recipe does not.
+_MACHINE = ("device", "precision", "threads", "kernels")
 
 
 def train(
@@ -52,8 +55,9 @@ def train(
 ) -> dict[str, Any]:
     """Train what a recipe describes and write the artefact.
 
-    A run that was interrupted goes on where its last checkpoint was, if recipe and data are the same. Nothing that is
-    finished is overwritten: without `output` a number is added to the name.
+    A run that was interrupted goes on where its last checkpoint was, if recipe and data are the same; with the device, the
+    precision and the threads that it began with, whatever this machine would derive. Nothing that is finished is
+    overwritten: without `output` a number is added to the name.
 
     Args:
         recipe: a YAML file, a mapping, or a recipe.
@@ -102,18 +106,53 @@ def _train(
         raise _finished(output)  # before the data is prepared
     plan = make_plan(resolved, console.stage)
     _tell(plan, console)
-    identity = _identity(plan)
-    if fold and resume and output is not None and _identity_of(output / "lineage.json") == identity:
+    run = _Run.of(plan, resolved)
+    if fold and resume and output is not None and run.continues(_Run.read(output / "lineage.json")):
         done = Artefact.load(output)
         console.say(f"'{output}' is finished")
         return _result(output, done.metrics, done.lineage)
-    target = _place(output, name, identity, resume=resume, force=force, console=console)
+    target = _place(output, name, run, resume=resume, force=force, console=console)
     work = target / "train"
+    begun = _Run.read(work / _RUN)
+    if begun is not None and any(work.glob("step-*")):
+        plan, run = _as_begun(plan, run, begun, resolved, target, console)
     with files.writing(f"'{target}'"):
         work.mkdir(parents=True, exist_ok=True)
-        artefact.write_json(work / _RUN, {"identity": identity, "recipe": plan.recipe.model_dump()})
+        # At once: half a record would make the checkpoints beside it nobody's.
+        beside = work / f".{_RUN}.partial"
+        artefact.write_json(beside, {**run.to_json(), "recipe": plan.recipe.model_dump()})
+        os.replace(beside, work / _RUN)
     outcome = _fit(plan, work, console)
-    return _finish(plan, outcome, target, identity, time.perf_counter() - started, console)
+    return _finish(plan, outcome, target, run, time.perf_counter() - started, console)
+
+
+def _as_begun(
+    plan: Plan, run: _Run, begun: _Run, resolved: Recipe, target: Path, console: Console
+) -> tuple[Plan, _Run]:
+    """Return the plan of an interrupted run as it began: with its device, precision and threads, not with this machine's.
+
+    Raises:
+        ArtefactError: if its device is not here.
+    """
+    if begun.cache != run.cache:
+        console.say(
+            f"the data of '{target}' were prepared anew since the run began (a package, a plug-in or a picture changed); "
+            "its result may differ from that of an undisturbed run"
+        )
+    if begun.used == run.used:
+        return plan, run
+    device, precision, threads, kernels = (begun.used[key] for key in _MACHINE)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArtefactError(
+            f"'{target}' holds an interrupted run that began on cuda, which torch does not see here; go on where there is one, name another place with -o, or start anew with --fresh"
+        )
+    console.say(
+        f"going on with {device}, {precision}, {threads} threads and {kernels} kernels, with which the run began"
+    )
+    same = resolved.model_copy(deep=True)
+    for key in _MACHINE:
+        setattr(same.train, key, begun.used[key])
+    return make_plan(same, console.stage), replace(run, used=begun.used)
 
 
 def _fit(plan: Plan, work: Path, console: Console) -> Outcome:
@@ -167,29 +206,70 @@ def _tell(plan: Plan, console: Console) -> None:
 # --- where to ---------------------------------------------------------------------------------------------
 
 
-def _identity(plan: Plan) -> str:
-    """Hash what a run's result depends on: the recipe as resolved, and the data."""
-    text = json.dumps(
-        [__version__, plan.recipe.model_dump(), plan.prepared.fingerprints],
-        sort_keys=True,
-        ensure_ascii=False,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+@dataclass(frozen=True)
+class _Run:
+    """What makes two trainings the same run.
+
+    Attributes:
+        identity: hash of the recipe as resolved, but for what the machine decides, and of the data.
+        asked: device, precision and threads as the recipe has them; ``auto`` or None where the machine decides.
+        used: what they came to.
+        cache: the name of the prepared data in the cache, which changes with whatever they depend on.
+    """
+
+    identity: str
+    asked: dict[str, Any]
+    used: dict[str, Any]
+    cache: str | None
+
+    @classmethod
+    def of(cls, plan: Plan, resolved: Recipe) -> Self:
+        """Return the run that a recipe plans on this machine."""
+        recipe = plan.recipe.model_dump()
+        used = {key: recipe["train"].pop(key) for key in _MACHINE}
+        prepared = plan.prepared
+        what = [__version__, recipe, prepared.fingerprints, prepared.rows, prepared.spec.to_json()]
+        text = json.dumps(what, sort_keys=True, ensure_ascii=False)
+        asked = {key: getattr(resolved.train, key) for key in _MACHINE}
+        return cls(hashlib.sha256(text.encode()).hexdigest(), asked, used, prepared.folder.name)
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Return the run that a run.json or lineage.json tells of, None if it tells of none."""
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            identity, cache = str(saved["identity"]), saved.get("cache")
+            machines = saved.get("machine", {})  # none in what an older Luban wrote, which is another run
+            asked, used = (
+                {key: machines.get(part, {}).get(key) for key in _MACHINE} for part in ("asked", "used")
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return cls(identity, asked, used, cache)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `read` finds again."""
+        return {
+            "identity": self.identity,
+            "machine": {"asked": self.asked, "used": self.used},
+            "cache": self.cache,
+        }
+
+    def continues(self, other: _Run | None) -> bool:
+        """Whether this run is that one: what either machine decided for itself does not matter, what was asked for does."""
+        return (
+            other is not None
+            and self.identity == other.identity
+            and all(
+                self.asked[key] == other.asked[key] or self.used[key] == other.used[key] for key in _MACHINE
+            )
+        )
 
 
 def _finished(target: Path) -> ArtefactError:
     return ArtefactError(
         f"'{target}' holds a finished artefact; name another place with -o, or replace it with --force"
     )
-
-
-def _identity_of(path: Path) -> str | None:
-    """Return the identity of the run that a run.json or lineage.json tells of."""
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return identity if isinstance(identity, str) else None
 
 
 def _only_ours(work: Path) -> bool:
@@ -199,9 +279,7 @@ def _only_ours(work: Path) -> bool:
     )
 
 
-def _place(
-    output: Path | None, name: str, identity: str, *, resume: bool, force: bool, console: Console
-) -> Path:
+def _place(output: Path | None, name: str, run: _Run, *, resume: bool, force: bool, console: Console) -> Path:
     """Return the directory of the run: a new one, or that of the interrupted run it continues."""
     if output is None:
         base = Path("runs") / name
@@ -214,13 +292,14 @@ def _place(
         if not target.is_dir():
             raise ArtefactError(f"'{target}' is a file; name another place with -o")
         work = target / "train"
-        known = _identity_of(work / _RUN)
+        known = _Run.read(work / _RUN)
+        ours = run.continues(known)
         if (target / "config.json").exists():
             if output is None:
                 continue
             if not force or not artefact.is_artefact(target):
                 raise _finished(target)
-            if known != identity or not resume or _identity_of(target / "lineage.json") == identity:
+            if not ours or not resume or run.continues(_Run.read(target / "lineage.json")):
                 shutil.rmtree(
                     work, ignore_errors=True
                 )  # the artefact itself stays until its successor is finished
@@ -233,9 +312,9 @@ def _place(
             raise ArtefactError(
                 f"'{target}' holds other files, which are left alone; name another place with -o"
             )
-        if known == identity and resume:
+        if ours and resume:
             return target
-        if known in (identity, None) or force:
+        if ours or known is None or force:
             shutil.rmtree(work, ignore_errors=True)
             return target
         if output is not None:
@@ -250,7 +329,7 @@ def _place(
 
 
 def _finish(
-    plan: Plan, outcome: Outcome, target: Path, identity: str, seconds: float, console: Console
+    plan: Plan, outcome: Outcome, target: Path, run: _Run, seconds: float, console: Console
 ) -> dict[str, Any]:
     """Measure the chosen weights, freeze a sample, and write everything at once."""
     prepared = plan.prepared
@@ -264,7 +343,7 @@ def _finish(
             version=__version__,
             model=plan.recipe.model,
             adapt=plan.recipe.adapt,
-            spec=_seen(plan),
+            spec=plan.spec,
             pipeline=prepared.pipeline,
             weights=outcome.weights,
             recipe=recipes.dump(plan.recipe),
@@ -296,7 +375,7 @@ def _finish(
         seconds += time.perf_counter() - started
         lineage = {
             "verb": "train",
-            "identity": identity,
+            **run.to_json(),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "parents": [],
             "data": prepared.fingerprints,
@@ -305,7 +384,7 @@ def _finish(
             "split": prepared.split_state,
             "seed": plan.recipe.train.seed,
             "weights": weights_hash,
-            "versions": _versions(),
+            "versions": versions(),
             "hardware": {
                 "device": machine.describe(plan.choice.device),
                 "precision": plan.choice.precision,
@@ -341,12 +420,6 @@ def _result(target: Path, metrics: Mapping[str, Any], lineage: Mapping[str, Any]
     }
 
 
-def _seen(plan: Plan) -> Any:
-    return type(plan.prepared.spec)(
-        {n: f for n, f in plan.prepared.spec.fields.items() if f.role in ("input", "target")}
-    )
-
-
 def _merge(folder: Path, target: Path) -> None:
     """Move the finished parts beside the checkpoints; config.json, which makes it an artefact, comes last."""
     with files.writing(f"'{target}'"):
@@ -373,11 +446,23 @@ def _sample(predictor: Predictor, prepared: Prepared, recipe: Recipe) -> list[di
                 break
         frame = pl.concat(first)
         columns = {name: processor.portable(frame[name]) for name, processor in pipeline.given.items()}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [
+            dict(zip(columns, map(_as_json, values), strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
     return [
         {"row": row, "prediction": prediction}
-        for row, prediction in zip(rows, predictor.predict(rows), strict=True)
+        for row, prediction in zip(rows, predictor.replay(rows), strict=True)
     ]
+
+
+def _as_json(value: Any) -> Any:
+    """Return a cell of a typed table as JSON that is read as the same: 1.50 stays '1.50', which a float would not."""
+    if isinstance(value, list):
+        return [_as_json(one) for one in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value) if isinstance(value, Decimal) else value
 
 
 def synthetic_rows(prepared: Prepared, n: int) -> list[dict[str, Any]]:
@@ -387,15 +472,6 @@ def synthetic_rows(prepared: Prepared, n: int) -> list[dict[str, Any]]:
     generator = np.random.default_rng(0)
     columns = {name: processor.example(generator, n) for name, processor in prepared.pipeline.given.items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", "polars", "tokenizers", "safetensors", "scikit-learn")
-    return {
-        "luban": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 # --- cross-validation -------------------------------------------------------------------------------------

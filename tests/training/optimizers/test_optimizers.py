@@ -329,7 +329,8 @@ def test_every_key_does_something(name: str, key: str, value: Any) -> None:
         if name == "adafactor" and key == "clip_threshold":
             extra["learning_rate"] = 0.5
         net = network()
-        train(net, options(name, **{**extra, **values}).build(net.named_parameters()), range(5))
+        named = [(f"layers.{name}", parameter) for name, parameter in net.named_parameters()]
+        train(net, options(name, **{**extra, **values}).build(named), range(5))
         results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     assert not torch.equal(*results)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from luban.recipe import Component
 from luban.training.progress import Progress
 
@@ -23,6 +25,9 @@ class Callback(Component):
 
     def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
         """Called before the first update, also of a resumed run, with the artefact's folder for training and the recipe."""
+
+    def before_update(self, model: nn.Module, progress: Progress) -> None:
+        """Called before each single update, with the model that is trained; what it costs, every update costs."""
 
     def on_step(self, progress: Progress, figures: dict[str, float]) -> None:
         """Called after some updates with the latest figures (`loss`, `learning_rate`, `rows_per_second` ...)."""

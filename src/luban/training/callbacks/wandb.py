@@ -19,7 +19,10 @@ __all__ = ["Wandb"]
 
 @register("callbacks")
 class Wandb(Callback):
-    """Logs to Weights & Biases, by default into a local folder only; needs ``pip install 'luban[wandb]'``."""
+    """Logs to Weights & Biases, by default into a local folder only; needs ``pip install 'luban[wandb]'``.
+
+    A training that goes on after a restart goes on in the same run: its id is part of each checkpoint.
+    """
 
     project: str = "luban"
     """The project that runs appear under."""
@@ -27,6 +30,7 @@ class Wandb(Callback):
     """offline: nothing leaves the machine until ``wandb sync``."""
 
     _run: Any = PrivateAttr(default=None)
+    _id: str | None = PrivateAttr(default=None)
 
     def require(self) -> None:
         if importlib.util.find_spec("wandb") is None:
@@ -37,8 +41,14 @@ class Wandb(Callback):
     def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
         self._run = wandb.init(
-            project=self.project, mode=self.mode, dir=str(folder), config=recipe, resume="allow"
+            project=self.project,
+            mode=self.mode,
+            dir=str(folder),
+            config=recipe,
+            id=self._id,
+            resume="allow",  # go on in the run of that id, or begin it
         )
+        self._id = str(self._run.id)
 
     def on_step(self, progress: Progress, figures: dict[str, float]) -> None:
         self._run.log({f"train/{name}": value for name, value in figures.items()}, step=progress.step)
@@ -53,3 +63,9 @@ class Wandb(Callback):
     def on_error(self, error: BaseException) -> None:
         if self._run is not None:
             self._run.finish(exit_code=1)
+
+    def state(self) -> dict[str, Any]:
+        return {"run": self._id}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._id = state.get("run")  # none in a checkpoint that was written before it was kept

@@ -33,10 +33,16 @@ class SGD(Optimizer):
         return self
 
     def _make(self, parameters: Named) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             self._groups(parameters),
             lr=self.learning_rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
             fused=fused(parameters),
         )
+        if self.momentum:
+            # Zeros give the same first update. Without them torch's fused kernel fails when some parameters of a group have
+            # had a gradient and others get their first, as when blocks are unfrozen one by one.
+            for _, p in parameters:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
