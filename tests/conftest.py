@@ -42,6 +42,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Choose the cache before any fixture runs: tests of open data keep what was fetched from one run to the next."""
     real = item.get_closest_marker("data") is not None
     _use(item.config.stash[_REAL] if real else item.config.stash[_CACHE])
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
     torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 

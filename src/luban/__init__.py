@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from luban._version import __version__
+from luban.imports import uncollected
 
 if TYPE_CHECKING:
     from luban.predict import load
@@ -22,16 +23,32 @@ if TYPE_CHECKING:
     from luban.verbs.compare import compare
     from luban.verbs.doctor import doctor
     from luban.verbs.evaluate import evaluate
+    from luban.verbs.export import export
+    from luban.verbs.import_ import import_model
     from luban.verbs.init import init
     from luban.verbs.train import train
 
-__all__ = ["__version__", "check", "compare", "doctor", "evaluate", "init", "load", "schema", "train"]
+__all__ = [
+    "__version__",
+    "check",
+    "compare",
+    "doctor",
+    "evaluate",
+    "export",
+    "import_model",
+    "init",
+    "load",
+    "schema",
+    "train",
+]
 
 _HOMES = {
     "check": "luban.verbs.check",
     "compare": "luban.verbs.compare",
     "doctor": "luban.verbs.doctor",
     "evaluate": "luban.verbs.evaluate",
+    "export": "luban.verbs.export",
+    "import_model": "luban.verbs.import_",
     "init": "luban.verbs.init",
     "load": "luban.predict",
     "schema": "luban.recipe",
@@ -42,7 +59,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         # A verb's module shares its name: importing it sets the attribute to the module, so the function is put in its place.
-        value = getattr(import_module(_HOMES[name]), name)
+        with uncollected():
+            value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'luban' has no attribute '{name}'")

@@ -42,9 +42,27 @@ FORMAT = 1
 _TOKENIZER = "tokenizer.json"
 
 
-def build_model(model: Component, adapt: Sequence[Component], spec: Spec) -> nn.Module:
-    """Build the module of a recipe: the family's, with the adapt steps applied in order."""
-    module = cast(Model, model).build(spec)
+def build_model(
+    model: Component,
+    adapt: Sequence[Component],
+    spec: Spec,
+    *,
+    pretrained: bool = False,
+    said: list[str] | None = None,
+) -> nn.Module:
+    """Build the module of a recipe: the family's, with the adapt steps applied in order.
+
+    Args:
+        model: options of the family.
+        adapt: options of the steps.
+        spec: fields of a batch.
+        pretrained: whether to read the weights that the options name; an artefact has its own.
+        said: is told which parts these weights lack.
+    """
+    family = cast(Model, model)
+    module = family.build(spec)
+    if pretrained and (missing := family.load_pretrained(module)) and said is not None:
+        said.append(f"new weights, which the pretrained model lacks: {', '.join(missing)}")
     for step in adapt:
         module = cast(Adaptation, step).apply(module)
     return module
@@ -222,7 +240,7 @@ def write(
         {
             "luban": version,
             "format": FORMAT,
-            "model": model.model_dump(),
+            "model": cast(Model, model).portable().model_dump(),
             "adapt": [a.model_dump() for a in adapt],
             "spec": spec.to_json(),
         },

@@ -22,6 +22,7 @@ import typer
 
 from luban._version import __version__
 from luban.errors import InputError, LubanError
+from luban.imports import own_process, uncollected
 
 if TYPE_CHECKING:
     from luban.console import Console
@@ -116,7 +117,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Resolve a recipe, try the worst batch, estimate time and memory; writes nothing."""
-    from luban.verbs.check import check as verb
+    with uncollected():
+        from luban.verbs.check import check as verb
 
     console = _console()
     result = verb(recipe, overrides or [], find_lr=find_lr, console=console)
@@ -164,7 +166,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train what a recipe describes; go on where an interrupted run stopped."""
-    from luban.verbs.train import train as verb
+    with uncollected():
+        from luban.verbs.train import train as verb
 
     console = _console()
     try:
@@ -197,6 +200,56 @@ def train(
         if "card" in result
         else f"folds: {', '.join(result['folds'])}"
     )
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, or a .gguf file.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", help="Where the artefact goes.")],
+    column: Annotated[str, typer.Option(help="Name of the text column.")] = "text",
+    target: Annotated[str, typer.Option(help="Name of what a classifier predicts.")] = "label",
+    pool: Annotated[
+        str | None,
+        typer.Option(help="How a model without a head makes one vector of a text: first, mean, last or max."),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make an artefact of somebody else's model."""
+    from luban import import_model as verb
+
+    console = _console()
+    result = verb(source, output, column=column, target=target, pool=pool, force=force, console=console)
+    if as_json:
+        _json(result)
+        return
+    console.say(
+        f"{result['model']}, {result['parameters']:,} parameters, for {result['task'].replace('_', ' ')}"
+    )
+    _out(result["artefact"])
+
+
+@app.command()
+def export(
+    artefact: ArtefactDir,
+    output: Annotated[str, typer.Option("-o", "--output", help="The directory to write.")],
+    format: Annotated[str, typer.Option(help="hf: what transformers loads; peft: a LoRA adapter.")] = "hf",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write another runtime's files, checked against the artefact's own sample."""
+    from luban import export as verb
+
+    console = _console()
+    result = verb(artefact, output, format=format, force=force, console=console)
+    if as_json:
+        _json(_finite(result))
+        return
+    if result.get("drift") is not None:
+        console.say(f"the same answers to {result['drift']:.1e} on the artefact's sample")
+    _out(result["output"])
 
 
 @app.command()
@@ -263,7 +316,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure an artefact, with 95 % intervals, per class and per slice."""
-    from luban.verbs.evaluate import evaluate as verb
+    with uncollected():
+        from luban.verbs.evaluate import evaluate as verb
 
     console = _console()
     result = verb(
@@ -274,7 +328,7 @@ def evaluate(
         return
     _show_metrics(None, result["metrics"], f"{result['rows']:,} rows")
     for reason, n in result["skipped"].items():
-        console.say(f"{reason}: {n:,}")
+        console.say(f"not scored: {reason}: {n:,}")
     for column, values in result["slices"].items():
         for value, part in values.items():
             shown = "  ".join(
@@ -511,7 +565,9 @@ def _one_sentence(as_json: bool) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with an exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        own_process()
+        arguments = sys.argv[1:]
     # On a busy machine, threads that spin while they wait for each other cost more than they save: two runs of a small
     # CNN side by side took 17.8 s each, and 11.4 s with this; alone it makes no difference. Read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import polars as pl
 import torch
 from torch import nn
 
+from luban import language
 from luban.artefact import Artefact
 from luban.data.batch import Batch, to_batch
-from luban.data.contracts import Array, Encoded, Spec
+from luban.data.contracts import Array, Encoded, Flat, Spec
 from luban.data.pipeline import Pipeline
 from luban.data.store import slice_rows
 from luban.errors import ArtefactError, DataError, InputError, LubanError, ParityError
+from luban.language import Speaker, speaker_of
 
 __all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
 
@@ -46,6 +49,29 @@ class Predictor:
     pipeline: Pipeline
     spec: Spec
     device: torch.device
+
+    @cached_property
+    def speaker(self) -> Speaker | None:
+        """What the model makes of texts where tokens are its target; None for any other."""
+        return speaker_of(self.model, self.pipeline, self.spec, self.device)
+
+    def replay(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return what the parity contract compares, a row: predictions, and for a language model how probable the text is.
+
+        A text that was generated would not do: where two tokens are about as probable, machines differ.
+        """
+        predictions = (
+            self.predict(rows) if self.pipeline.targets or self.speaker is None else [{} for _ in rows]
+        )
+        if self.speaker is not None:
+            frame = self.clean(frame_of(list(rows)))
+            column = self.speaker.column
+            texts = frame[column].cast(pl.String, strict=False).fill_null("").to_list()
+            ids = self.speaker.text.encode_texts(texts)["ids"]
+            assert isinstance(ids, Flat)
+            for prediction, own in zip(predictions, language.replay(self.speaker, ids, texts), strict=True):
+                prediction.update(own)
+        return predictions
 
     def predict(
         self, rows: Iterable[Mapping[str, Any]] | pl.DataFrame, *, batch_size: int = 256
@@ -82,6 +108,9 @@ class Predictor:
                     predictions += [p for row in part.to_dicts() for p in self.predict([row])]
                 continue
             decoded: list[dict[str, Any]] = [{} for _ in range(int(kept.sum()))]
+            if not self.pipeline.targets:
+                for prediction, vector in zip(decoded, outputs["features"].tolist(), strict=True):
+                    prediction["embedding"] = vector
             for column, processor in self.pipeline.targets.items():
                 values = processor.decode(outputs[f"{column}.{processor.output}"])
                 for prediction, value in zip(decoded, values, strict=True):
@@ -109,12 +138,13 @@ class Predictor:
     ) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
         """As `outputs`, for rows that `clean` returned."""
         encoded, kept = self.pipeline.encode(rows, targets=False)
+        wanted = [f"{column}.{processor.output}" for column, processor in self.pipeline.targets.items()]
+        wanted = wanted or ["features"]
         if not kept.any():
-            return {
+            return {"features": np.empty((0, 0), np.float32)} | {
                 f"{c}.{p.output}": np.empty((0, max(1, p.head_width)), np.float32)
                 for c, p in self.pipeline.targets.items()
             }, kept
-        wanted = [f"{column}.{processor.output}" for column, processor in self.pipeline.targets.items()]
         parts: dict[str, list[Array]] = {name: [] for name in wanted}
         with torch.inference_mode():
             for start in range(0, int(kept.sum()), batch_size):
@@ -163,7 +193,7 @@ class Predictor:
         if not sample:
             return 0.0
         try:
-            now = self.predict([one["row"] for one in sample])
+            now = self.replay([one["row"] for one in sample])
         except DataError as error:
             raise ArtefactError(f"{what} is damaged: its sample cannot be predicted ({error})") from None
         scales = {column: p.unit for column, p in self.pipeline.targets.items()}
@@ -180,13 +210,15 @@ class Predictor:
         return worst
 
 
-def drift(a: Mapping[str, Any], b: Mapping[str, Any], units: Mapping[str, Callable[[float], float]]) -> float:
+def drift(a: Mapping[Any, Any], b: Mapping[Any, Any], units: Mapping[str, Callable[[float], float]]) -> float:
     """Return the largest difference between two predictions: of scores, or of numbers in their target's `unit`."""
     worst = 0.0
     for name, value in a.items():
         other = b.get(name)
         if isinstance(value, Mapping):
             worst = max(worst, drift(value, other, {}) if isinstance(other, Mapping) else math.inf)
+        elif isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
+            worst = max(worst, drift(dict(enumerate(value)), dict(enumerate(other)), {}))
         elif (
             isinstance(value, float | int) and not isinstance(value, bool) and isinstance(other, float | int)
         ):

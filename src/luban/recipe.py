@@ -69,6 +69,9 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         validate_default=False,
         allow_inf_nan=False,
+        validate_by_name=False,
+        validate_by_alias=True,
+        serialize_by_alias=True,  # a key may be a Python keyword: `from`
     )
 
 
@@ -197,7 +200,7 @@ def _as_pydantic(error: RecipeError) -> PydanticCustomError:
 # --- the sections -----------------------------------------------------------------------------------------
 
 _ENDINGS = {
-    "csv": "csv", "tsv": "tsv", "tab": "tsv", "txt": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
+    "csv": "csv", "tsv": "tsv", "tab": "tsv", "txt": "text", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
     "parquet": "parquet", "pq": "parquet", "arrow": "arrow", "feather": "arrow", "ipc": "arrow",
     "npz": "npz", "npy": "npz",
 }  # fmt: skip
@@ -253,8 +256,8 @@ class Data(Config):
     """Rows to report on; by default split off the training rows."""
     inputs: Annotated[dict[str, ProcessorOptions], Field(min_length=1)]
     """Column (or a pattern such as 'mean *') → how it is read."""
-    targets: Annotated[dict[str, ProcessorOptions], Field(min_length=1)]
-    """Column → what is to be predicted."""
+    targets: dict[str, ProcessorOptions] = {}
+    """Column → what is to be predicted; none where an objective makes its own of the inputs (masked_lm, causal_lm)."""
     groups: list[str] = []
     """Columns by whose values figures are broken down; no model sees them unless they are inputs too."""
     weight: str | None = None
@@ -308,6 +311,9 @@ class Train(Config):
     """Where the work is done; auto takes a CUDA device if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; auto takes what this machine is measurably quicker at."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """What computes attention on a CPU: Luban's own code where a compiler is found (built once, in the background of the first
+    run, for the next), or PyTorch alone."""
     threads: Annotated[int, Field(gt=0)] | None = None
     """CPU threads; by default all cores, or one where an update is too little work to share."""
 

@@ -30,7 +30,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         distinct[name] = value.clone() if pointer in seen else value
         seen.add(pointer)
     try:
-        safetensors.torch.save_file(distinct, path)
+        safetensors.torch.save_file(distinct, path, metadata={"format": "pt"})  # which transformers asks for
     except safetensors.SafetensorError as error:  # the library wraps the operating system's errors
         if "os error 28" in str(error) or "os error 122" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error

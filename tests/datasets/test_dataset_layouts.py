@@ -152,6 +152,13 @@ def test_a_model_directory_keeps_its_tree(pack: Pack, out: Path) -> None:
     assert not (out / "__init__.py").exists()
 
 
+def test_a_model_file_comes_alone(pack: Pack, out: Path) -> None:
+    members = {"m/tiny.Q4_1.gguf": b"GGUF", "m/__init__.py": b"x"}
+    assert layouts.model_file(pack(members), out, member="m/tiny.Q4_1.gguf") == {"rows": 1}
+    assert [path.name for path in out.iterdir()] == ["tiny.Q4_1.gguf"]
+    assert (out / "tiny.Q4_1.gguf").read_bytes() == b"GGUF"
+
+
 def test_the_same_carrier_gives_the_same_bytes(pack: Pack, tmp_path: Path) -> None:
     carriers = pack({"p/src/digits/7.json": json.dumps({"data": [0.5] * 784}).encode()})
     blobs = []

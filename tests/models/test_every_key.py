@@ -39,7 +39,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "recurrent_dropout": ({"layers": 2}, 0.5), "pool": "max", "embedding": 6,
     },
     "textcnn": {"encoders": {"照片": "mlp"}, "embedding": 6, "filters": 7, "widths": [1], "embedding_dropout": 0.9},
-    "fasttext": {"encoders": {"照片": "mlp"}, "embedding": 6, "ngrams": 2, "buckets": 11},
+    "fasttext": {"encoders": {"照片": "mlp"}, "embedding": 6, "ngrams": 2, "buckets": 11, "bag": "sqrt", "once": True},
     "transformer": {
         "layers": 1, "hidden_size": 32, "heads": 4, "intermediate": 9, "positions": "sinusoidal",
         "max_positions": ({"positions": "learned"}, 40), "norm": "post", "layer_dropout": 0.7, "attention_dropout": 0.7,

@@ -81,7 +81,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"positions": "learned", "norm": "post", "pool": "first"},
         {"positions": "sinusoidal", "pool": "max", "attention_dropout": 0.2, "patch": 6},
     ],
-    "fasttext": [{"ngrams": 1}, {"ngrams": 4, "buckets": 50}],
+    "fasttext": [{"ngrams": 1}, {"ngrams": 4, "buckets": 50}, {"bag": "sqrt", "once": True}],
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 
 from luban.data.augment._base import Augmenter
-from luban.data.batch import Batch, to_batch
+from luban.data.batch import Batch, to_batch, to_device
 from luban.data.contracts import Encoded, Flat, Spec
 from luban.data.order import Shuffle
 from luban.data.processors.text import Text
 from luban.data.store import Store
+from luban.data.windows import Windows
 
 __all__ = ["ROW", "Loader"]
 
@@ -35,12 +36,13 @@ class Loader:
         seed: shuffle by this seed and the epoch; None keeps the order of the store.
         augment: random changes, in order.
         texts: column → its text processor, for columns whose raw text is augmented.
+        collate: what objectives do to a batch before it is used (masking, pairing), in order.
         device: where batches go.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Windows,
         spec: Spec,
         *,
         batch_size: int | None = None,
@@ -48,12 +50,13 @@ class Loader:
         seed: int | None = None,
         augment: Sequence[Augmenter] = (),
         texts: Mapping[str, Text] | None = None,
+        collate: Sequence[Callable[[Batch, torch.Generator], Batch]] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         assert (batch_size is None) != (batch_tokens is None), "give batch_size or batch_tokens"
         self.store, self.spec, self.device = store, spec, device
         self.batch_size, self.batch_tokens, self.seed = batch_size, batch_tokens, seed
-        self.augment, self.texts = list(augment), dict(texts or {})
+        self.augment, self.texts, self.collate = list(augment), dict(texts or {}), list(collate)
 
     def _order(self, epoch: int) -> Iterator[npt.NDArray[np.int64]]:
         n = len(self.store)
@@ -133,7 +136,13 @@ class Loader:
         encoded = self.store.take(rows)
         if self.texts:
             self._reencode(encoded, where)
-        batch = to_batch(encoded, self.spec, self.device)
+        # What objectives do is done before the batch travels: it is little arithmetic and many small steps.
+        batch = to_batch(encoded, self.spec, "cpu" if self.collate else self.device)
+        if self.collate:
+            generator = torch.Generator().manual_seed(self._seed(where, 3))
+            for change_of in self.collate:
+                batch = change_of(batch, generator)
+            batch = to_device(batch, self.device)
         changes = [one for one in self.augment if one.level == "batch"]
         if changes:
             # Random numbers come from the CPU whatever the device, so that a run means the same on both.

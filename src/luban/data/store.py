@@ -157,15 +157,16 @@ class Store:
         """Names of the fields."""
         return [*(self._dtype.names or ()), *self._flat]
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
-        """Return rows by number, in the order asked for."""
+    def take(self, rows: npt.NDArray[np.int64], without: str | None = None) -> Encoded:
+        """Return rows by number, in the order asked for; all fields, or all but one."""
         encoded: Encoded = {}
         if self._dtype.names:
             records = self._records[rows]
             for name in self._dtype.names:
                 encoded[name] = records[name].copy(order="C")
         for name, flat in self._flat.items():
-            encoded[name] = _gather(flat, rows)
+            if name != without:
+                encoded[name] = _gather(flat, rows)
         self._give_back(len(rows) * (1 + 2 * len(self._flat)))
         return encoded
 
@@ -179,6 +180,31 @@ class Store:
                 total += flat.offsets[rows + 1] - flat.offsets[rows]
         self._give_back(len(rows) * len(self._flat))
         return total
+
+    def lengths_of(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the number of values of one ragged field, by row."""
+        offsets = self._flat[name].offsets
+        lengths: npt.NDArray[np.int64] = offsets[rows + 1] - offsets[rows]
+        self._give_back(len(rows))
+        return lengths
+
+    def parts(
+        self,
+        name: str,
+        rows: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        stops: npt.NDArray[np.int64],
+    ) -> Flat:
+        """Return values `starts` to `stops` of rows of one ragged field, in the order asked for."""
+        flat = self._flat[name]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(stops - starts, out=offsets[1:])
+        places = np.arange(offsets[-1]) + np.repeat(
+            flat.offsets[rows] + starts - offsets[:-1], stops - starts
+        )
+        values = flat.values[places]
+        self._give_back(2 * len(rows))
+        return Flat(values, offsets)
 
     def longest(self, k: int) -> npt.NDArray[np.int64]:
         """Return the numbers of the k longest rows: the worst batch that training can meet."""

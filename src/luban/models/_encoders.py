@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,20 @@ class Encoder(nn.Module):
     """One or more fields of a batch → features (B, `width`)."""
 
     width: int
+    speaks = False
+    """Whether it can put out tokens of its column."""
+
+    def add_vocabulary(self) -> None:
+        """Add what turns states into tokens."""
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, batch: Batch) -> Features:
         """Return features (B, width), and states where the input has positions."""
+
+    def outputs(self, batch: Batch) -> tuple[Tensor, Ragged | None, dict[str, Any]]:
+        """As `forward`, with whatever else the model puts out, by name."""
+        return *self(batch), {}
 
 
 # --- what a field is --------------------------------------------------------------------------------------

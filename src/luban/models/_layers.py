@@ -34,7 +34,9 @@ __all__ = [
 
 Count: TypeAlias = Annotated[int, Limit(gt=0)]
 Rate: TypeAlias = Annotated[float, Limit(ge=0, lt=1)]
-Activation = Literal["step", "sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu", "softplus", "mish"]
+Activation = Literal[
+    "step", "sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "softplus", "mish"
+]
 Init = Literal["default", "zeros", "constant", "uniform", "normal", "xavier", "he", "orthogonal"]
 
 MONOTONE = frozenset({"step", "sigmoid", "tanh", "relu", "leaky_relu", "softplus"})
@@ -56,6 +58,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),  # as OpenAI wrote it for GPT-2
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
     "mish": nn.Mish,

@@ -13,7 +13,7 @@ read by the default encoders, so that several inputs of several kinds fuse witho
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from luban.data.batch import Batch
 from luban.data.contracts import Field, Spec
-from luban.data.ragged import Ragged
 from luban.errors import RecipeError, did_you_mean
 from luban.models._base import Model
 from luban.models._encoders import (
@@ -39,7 +38,10 @@ from luban.models._encoders import (
 from luban.models._layers import Activation, Count, Init, Rate, dense, initialise, per_layer
 from luban.recipe import Component, Section
 
-__all__ = ["Family", "Network", "module_key"]
+__all__ = ["TOKENS", "Family", "Network", "module_key"]
+
+TOKENS = "tokens"
+"""Kind of a target field that asks for tokens of an input column: the next ones, or those that were masked."""
 
 
 def module_key(column: str) -> str:
@@ -75,20 +77,25 @@ class Network(nn.Module):
         self.heads = nn.ModuleDict({module_key(column): head for column, (_, head) in heads.items()})
         self.outputs = {module_key(column): f"{column}.{output}" for column, (output, _) in heads.items()}
 
-    def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
+    def forward(self, batch: Batch) -> dict[str, Any]:
         """Return ``target.output`` (B, width) for each target, ``features`` (B, D) and, where there are positions, states.
 
-        States are named ``column.states``, and plainly ``states`` where a single input has them.
+        States are named ``column.states``, and plainly ``states`` where a single input has them. A language model whose
+        tokens are a target adds ``column.tokens``, a `Projection`.
         """
         parts: list[Tensor] = []
-        outputs: dict[str, Tensor | Ragged] = {}
+        outputs: dict[str, Any] = {}
+        others: dict[str, Any] = {}
         for key, encoder in self.encoders.items():
-            encoded, states = encoder(batch)
+            assert isinstance(encoder, Encoder)
+            encoded, states, extra = encoder.outputs(batch)
             parts.append(encoded)
             if states is not None:
                 outputs[f"{column_of(key)}.states"] = states
+            others.update(extra)
         if len(outputs) == 1:
             outputs["states"] = next(iter(outputs.values()))
+        outputs.update(others)
         features = self.trunk(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         outputs["features"] = features
         for key, head in self.heads.items():
@@ -117,6 +124,8 @@ class Family(Model):
 
     made_for: ClassVar[str] = ""
     """What the family reads, for messages (``images``); empty if it is made for anything."""
+    HEAD_BIAS: ClassVar[bool] = True
+    """Whether the heads have a bias."""
 
     hidden: list[Count] = []
     """Widths of the dense layers between the encoded inputs and the heads."""
@@ -169,10 +178,19 @@ class Family(Model):
             raise RecipeError("there is no input field to read; name at least one column in data.inputs")
         trunk, width = self.trunk(sum(encoder.width for encoder in encoders.values()))
         heads: dict[str, tuple[str, nn.Module]] = {
-            field.column: (field.output, nn.Linear(width, field.width))
+            field.column: (field.output, nn.Linear(width, field.width, bias=self.HEAD_BIAS))
             for field in spec.fields.values()
             if field.role == "target" and field.output is not None
         }
+        for field in spec.fields.values():
+            if field.role == "target" and field.kind == TOKENS:
+                reader = encoders.get(module_key(field.column))
+                if reader is None or not reader.speaks:
+                    raise RecipeError(
+                        f"model type '{self.type}' cannot put out the tokens of '{field.column}'; "
+                        "take a language model: bert, gpt2, llama, qwen2, qwen3 or smollm"
+                    )
+                reader.add_vocabulary()
         for part in (trunk, *(head for _, head in heads.values())):
             initialise(part, self.init, self.init_scale)
         return Network(encoders, trunk, heads)

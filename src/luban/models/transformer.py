@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 from luban.data.batch import Batch
 from luban.data.contracts import Field
 from luban.data.ragged import Ragged
-from luban.errors import DataError, RecipeError
-from luban.models._attention import Plan, attend, plan
+from luban.errors import RecipeError
+from luban.models._core import Core, Shape
 from luban.models._encoders import Encoder, Features, is_image, is_sequence, read, read_ragged
-from luban.models._layers import Activation, Count, Dropout, Rate, activation_of, pooled
+from luban.models._layers import Activation, Count, Rate, pooled
 from luban.models._network import Family
 from luban.registry import register
 
@@ -33,6 +32,7 @@ class Transformer(Family):
         'rotary'
     """
 
+    attends: ClassVar = True
     made_for: ClassVar = "texts and images (as patches)"
     SIZES: ClassVar = {
         "tiny": {"layers": 2, "hidden_size": 64, "heads": 2},
@@ -82,6 +82,26 @@ class Transformer(Family):
             )
         return self
 
+    def shape(self, vocabulary: int) -> Shape:
+        """Return what the core looks like; `vocabulary` is 0 where vectors come in."""
+        return Shape(
+            vocabulary,
+            self.layers,
+            self.hidden_size,
+            self.heads,
+            self.heads,
+            self.hidden_size // self.heads,
+            self.intermediate or 4 * self.hidden_size,
+            norm_place=self.norm,
+            first_norm=self.norm == "post",
+            last_norm=self.norm == "pre",
+            positions=self.positions,
+            max_positions=self.max_positions or 512,
+            activation=self.activation,
+            dropout=self.layer_dropout,
+            attention_dropout=self.attention_dropout,
+        )
+
     def encoder(self, name: str, field: Field) -> Encoder | None:
         """Read texts and images."""
         if is_sequence(field):
@@ -90,114 +110,33 @@ class Transformer(Family):
 
 
 class _Layers(Encoder):
-    """The layers, whatever the positions are."""
+    """A core and what pools its states."""
 
-    def __init__(self, options: Transformer, name: str) -> None:
+    def __init__(self, options: Transformer, name: str, vocabulary: int) -> None:
         super().__init__()
         self.name, self.pool, self.width = name, options.pool, options.hidden_size
-        self.head_width = options.hidden_size // options.heads
-        self.positions, self.max_positions = options.positions, options.max_positions or 512
-        if self.positions == "learned":
-            self.position_embedding = nn.Embedding(self.max_positions, self.width)
-        pre = options.norm == "pre"
-        self.before = nn.Identity() if pre else nn.LayerNorm(self.width)
-        self.dropout = Dropout(options.layer_dropout)
-        self.layers = nn.ModuleList(_Layer(options) for _ in range(options.layers))
-        self.after = nn.LayerNorm(self.width) if pre else nn.Identity()
+        self.core = Core(options.shape(vocabulary))
+        self.core.reset()
 
-    def reset(self) -> None:
-        """Draw the weights as BERT and GPT do: N(0, 0.02²), biases zero (Devlin et al., 2018)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-
-    def run(self, vectors: Tensor, rows: Ragged) -> Features:
-        """Return the pooled row and its states, from one vector a position, (T, D), over `rows`."""
-        where = rows.positions
-        if self.positions == "learned":
-            longest = int(rows.lengths.max()) if len(rows) else 0
-            if longest > self.max_positions:
-                raise DataError(
-                    f"a row of '{self.name}' has {longest} positions, and positions 'learned' has vectors for {self.max_positions}: "
-                    "raise model.max_positions, shorten the rows in data.inputs, or take positions 'rotary'"
-                )
-            vectors = vectors + self.position_embedding(where)
-        elif self.positions == "sinusoidal":
-            vectors = vectors + sinusoids(where, self.width)
-        how = plan(rows)
-        x = self.dropout(self.before(vectors)).index_select(0, how.order)
-        turns = (
-            rotations(where.index_select(0, how.order), self.head_width)
-            if self.positions == "rotary"
-            else None
-        )
-        for layer in self.layers:
-            x = layer(x, how, turns)
-        states = rows.like(self.after(x).index_select(0, how.back))
+    def run(self, inputs: Ragged) -> Features:
+        """Return (B, width) and a state a position, from ids (T,) or vectors (T, D)."""
+        states = inputs.like(self.core(inputs))
         return pooled(states, self.pool), states
-
-
-class _Layer(nn.Module):
-    """Attention and feed-forward, each with a normalisation and a residual connection."""
-
-    def __init__(self, options: Transformer) -> None:
-        super().__init__()
-        width = options.hidden_size
-        inside = options.intermediate or 4 * width
-        self.pre, self.heads, self.attention_dropout = (
-            options.norm == "pre",
-            options.heads,
-            options.attention_dropout,
-        )
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(
-            nn.Linear(width, inside), activation_of(options.activation), nn.Linear(inside, width)
-        )
-        self.dropout = Dropout(options.layer_dropout)
-
-    def forward(self, x: Tensor, how: Plan, turns: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(T, D) to (T, D), in the order of the plan."""
-        if self.pre:
-            x = x + self.dropout(self.attention(self.norm1(x), how, turns))
-            x = x + self.dropout(self.feed(self.norm2(x)))
-        else:
-            x = self.norm1(x + self.dropout(self.attention(x, how, turns)))
-            x = self.norm2(x + self.dropout(self.feed(x)))
-        return x
-
-    def attention(self, x: Tensor, how: Plan, turns: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(T, D) to (T, D)."""
-        q, k, v = (
-            self.qkv(x).view(len(x), 3, self.heads, x.shape[1] // self.heads).unbind(1)
-        )  # (T, heads, d) each
-        if turns is not None:
-            q, k = rotate(q, *turns), rotate(k, *turns)
-        result: Tensor = self.out(attend(q, k, v, how, self.attention_dropout if self.training else 0.0))
-        return result
 
 
 class _Tokens(_Layers):
     """Texts."""
 
-    def __init__(self, options: Transformer, name: str, size: int) -> None:
-        super().__init__(options, name)
-        self.embedding = nn.Embedding(size, self.width)
-        self.reset()
-
     def forward(self, batch: Batch) -> Features:
         """Return (B, width) and a state a token."""
-        ids = read_ragged(batch, self.name)
-        return self.run(self.embedding(ids.values), ids)
+        return self.run(read_ragged(batch, self.name))
 
 
 class _Patches(_Layers):
     """Images as sequences of patches, row by row."""
 
     def __init__(self, options: Transformer, name: str, field: Field) -> None:
-        super().__init__(options, name)
+        super().__init__(options, name, 0)
         height, width, channels = field.shape or ()
         sides = [side for side in range(1, min(height, width) + 1) if height % side == width % side == 0]
         self.patch = options.patch or next(
@@ -208,7 +147,8 @@ class _Patches(_Layers):
                 f"model.patch {self.patch} does not divide an image of {height}×{width}; patches may be {', '.join(map(str, sides))}"
             )
         self.embedding = nn.Linear(channels * self.patch**2, self.width)
-        self.reset()
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.zeros_(self.embedding.bias)
 
     def forward(self, batch: Batch) -> Features:
         """Return (B, width) and a state a patch."""
@@ -218,31 +158,5 @@ class _Patches(_Layers):
         patches = pixels.reshape(rows, height // side, side, width // side, side, channels).transpose(2, 3)
         flat = patches.reshape(-1, side * side * channels)  # (B·N, p·p·C)
         offsets = torch.arange(rows + 1, device=flat.device) * (len(flat) // rows)
-        return self.run(self.embedding(flat), Ragged(flat, offsets))
-
-
-# --- positions --------------------------------------------------------------------------------------------
-
-
-def _angles(positions: Tensor, width: int) -> Tensor:
-    """Return position × frequency, (T, ceil(width / 2)); frequencies fall from 1 to 1/10000."""
-    steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
-    return positions[:, None] * torch.exp(steps * (-math.log(10_000.0) / width))
-
-
-def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Return the vectors of Vaswani et al. (2017), (T, width): sines and cosines in turn."""
-    angles = _angles(positions, width)
-    return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)[:, :width]
-
-
-def rotations(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, (T, 1, width / 2) each, for `rotate`."""
-    angles = _angles(positions, width)[:, None]
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn each pair (i, i + d/2) of (T, heads, d) by its position's angle (Su et al., 2021)."""
-    left, right = x.chunk(2, 2)
-    return torch.cat([left * cosines - right * sines, right * cosines + left * sines], 2)
+        vectors: Tensor = self.embedding(flat)
+        return self.run(Ragged(vectors, offsets))

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from luban.data.batch import Batch
 from luban.data.contracts import Field
+from luban.data.pipeline import Pipeline
 from luban.data.ragged import Ragged
 from luban.errors import RecipeError
-from luban.recipe import Component
+from luban.recipe import Component, Data
 
 __all__ = ["Loss", "Objective", "Outputs", "Supervised", "TargetFacts"]
 
@@ -68,8 +69,41 @@ class Objective(Component):
     per_example: ClassVar[bool] = True
     """Whether a row's loss depends on that row alone; if not, batches cannot be split and gradients not clipped by example."""
 
+    turn: ClassVar[int] = 0
+    """Objectives of a lower turn change a batch first: texts are paired, then tokens are hidden."""
+
     weight: Annotated[float, Option(gt=0)] = 1.0
     """Share in the whole, where several objectives are added."""
+
+    def complete(self, data: Data) -> list[str]:
+        """Fill in what this objective needs of the data section and the recipe leaves out; return what was derived, in
+        sentences."""
+        return []
+
+    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+        """Look at the fitted columns; return the target fields that the objective makes itself, by full name.
+
+        Args:
+            pipeline: fitted processors.
+            limit: positions that the model takes at the most; 0 where there is no limit.
+
+        Raises:
+            RecipeError: if there is no column for it.
+        """
+        return {}
+
+    def window(self) -> tuple[str, int, int, tuple[int, int]] | None:
+        """Return how long rows become examples: field, length, overlap and what is left out at both ends; None to take rows
+        whole."""
+        return None
+
+    def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Make the objective's own targets of a batch (mask tokens, pair texts), before it is used; on the CPU."""
+        return batch
+
+    def describe(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Return figures that follow from the means over the validation rows, such as a perplexity."""
+        return {}
 
     @abstractmethod
     def setup(self, targets: Mapping[str, TargetFacts]) -> None:

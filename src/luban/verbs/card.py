@@ -96,3 +96,42 @@ def _kept(progress: dict[str, Any], recipe: Recipe) -> str:
     return (
         f" (the weights after update {progress['best_step']:,} did best on the validation rows and were kept)"
     )
+
+
+_TASKS = {
+    "classification": "classifies texts",
+    "causal_lm": "goes on with texts",
+    "masked_lm": "fills in what is masked in texts",
+    "embedding": "makes vectors of texts",
+}
+
+
+def write_imported(
+    folder: Path, *, lineage: dict[str, Any], recipe: Recipe, parameters: int, task: str
+) -> None:
+    """Write the card of a model that somebody else trained."""
+    column = next(iter(recipe.data.inputs))
+    parent = lineage["parents"][0]
+    hashes = "; ".join(f"{name} `{value[:16]}`" for name, value in parent["sha256"].items())
+    lines = [
+        f"# {Path(parent['path']).name}, imported",
+        "",
+        f"A `{recipe.model.type}` of {parameters:,} parameters that {_TASKS[task]}. It was not trained here: {hashes}.",
+        "",
+        "## Use",
+        "",
+        "```bash",
+        f'luban predict . \'{{"{column}": "..."}}\'',
+        "```",
+        "",
+        "## Measured",
+        "",
+        "Nothing yet: measure it on rows of your own, `luban evaluate . rows.csv`.",
+        "",
+        "## How it was made",
+        "",
+        f"- {', '.join(f'{name} {v}' for name, v in lineage['versions'].items())}.",
+        "- `sample.jsonl` holds what the imported weights make of a few sentences; each later use is checked against it.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,324 @@
+// One token a row through a whole causal Transformer, from embedded tokens to logits, for a CPU, weights in fp32 or int8.
+//
+// With few rows every weight is used a few times only, so that reading the weights from memory is what takes the time. A pass
+// is one parallel region; its phases are parted by barriers, and within a phase threads take pieces as they come, so that one
+// that the system has put aside holds up no more than its piece. Each number is made by one thread in one order: the result
+// does not depend on how many there are.
+//
+//     phase     reads                    makes                       split by
+//     1         x                        norm, queries, keys, values rows of the matrices
+//     2         queries, keys, values    heads (B, inner)            row of the batch and head of the keys
+//     3         heads                    x += out                    rows of the matrix
+//     4         x                        norm, inside                rows of the matrices
+//     5         inside                   x += down                   rows of the matrix
+//
+// int8 weights have one scale a row; products are summed in fp32, so that only the weights are rounded.
+//
+// Included by _kernels.cpp, whose vectors it uses.
+
+#include <vector>
+
+namespace {
+
+typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+struct Matrix {
+    const void* weight;  // (rows, columns)
+    const float* scale;  // (rows,) where the weights are int8, null where they are fp32
+    const float* bias;   // (rows,) or null
+    int64_t rows, columns;
+};
+
+struct Scaling {
+    const float *weight, *bias;  // bias is null for a norm by the root mean square
+};
+
+struct Layer {
+    Scaling attention_norm, feed_norm, query_norm, key_norm;
+    Matrix query, key, value, out, gate, up, down;
+    float *keys, *values;  // (B, capacity, key heads, d)
+};
+
+struct Transformer {
+    const Layer* layers;
+    int64_t count, width, heads, key_heads, head_size, inside, activation, threads;
+    float eps;
+    Scaling last_norm;
+    Matrix vocabulary;
+};
+
+struct Tokens {
+    int64_t rows, capacity;
+    const int64_t* positions;       // (B,)
+    const float *cosines, *sines;   // (B, d / 2), or null where positions are in the embedding
+    float *x, *logits;              // (B, D), (B, V)
+};
+
+enum Activation : int64_t { SILU, GELU, GELU_TANH, RELU };
+
+inline float sum_of(Vector x) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+}
+
+inline float sigmoid(float x) {
+    float e = exp2_fast(-std::fabs(x) * LOG2_E);
+    return (x >= 0 ? 1.0f : e) / (1.0f + e);
+}
+
+inline float activated(int64_t kind, float x) {
+    switch (kind) {
+        case SILU: return x * sigmoid(x);
+        case GELU: return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
+        case GELU_TANH: return x * sigmoid(2 * 0.79788456080286536f * (x + 0.044715f * x * x * x));
+        default: return x > 0 ? x : 0.0f;
+    }
+}
+
+inline float product(int64_t n, const float* a, const float* b) {
+    Vector sum[2] = {};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        sum[0] += load(a + i) * load(b + i);
+        sum[1] += load(a + i + LANES) * load(b + i + LANES);
+    }
+    float result = sum_of(sum[0] + sum[1]);
+    for (; i < n; i++) result += a[i] * b[i];
+    return result;
+}
+
+void normalise(const float* x, float* to, int64_t n, Scaling by, float eps) {
+    float mean = 0, square = 0;
+    if (by.bias) {
+#pragma omp simd reduction(+ : mean)
+        for (int64_t i = 0; i < n; i++) mean += x[i];
+        mean /= n;
+    }
+#pragma omp simd reduction(+ : square)
+    for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+    float inverse = 1 / std::sqrt(square / n + eps);
+    for (int64_t i = 0; i < n; i++) to[i] = (x[i] - mean) * inverse * by.weight[i] + (by.bias ? by.bias[i] : 0.0f);
+}
+
+void rotate(float* x, int64_t size, const float* cosines, const float* sines) {
+    for (int64_t i = 0, half = size / 2; i < half; i++) {
+        float left = x[i], right = x[i + half];
+        x[i] = left * cosines[i] - right * sines[i];
+        x[i + half] = right * cosines[i] + left * sines[i];
+    }
+}
+
+// --- matrix times vectors ----------------------------------------------------------------------------------
+
+constexpr int ROWS = 4;                        // of the matrix at a time: each value of a vector is loaded once for them
+constexpr int VECTORS = LANES == 16 ? 4 : 2;   // as many sums as there are registers
+
+inline Vector widened(const float* from) { return load(from); }
+inline Vector widened(const int8_t* from) {
+    return __builtin_convertvector(*reinterpret_cast<const Bytes*>(from), Vector);
+}
+
+template <int R, int N, class Weight>
+inline void dots(int64_t columns, const Weight* weight, const float* x, float (*result)[VECTORS]) {
+    Vector sum[R][N] = {};
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) {
+        Vector own[N];
+        for (int n = 0; n < N; n++) own[n] = load(x + n * columns + i);
+        for (int r = 0; r < R; r++) {
+            Vector factor = widened(weight + r * columns + i);
+            for (int n = 0; n < N; n++) sum[r][n] += factor * own[n];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) {
+            float rest = 0;
+            for (int64_t j = i; j < columns; j++) rest += weight[r * columns + j] * x[n * columns + j];
+            result[r][n] = sum_of(sum[r][n]) + rest;
+        }
+}
+
+template <int N, class Weight>
+inline void some_dots(int64_t rows, int64_t columns, const Weight* weight, const float* x, float (*result)[VECTORS]) {
+    if (rows == ROWS) return dots<ROWS, N>(columns, weight, x, result);
+    for (int64_t r = 0; r < rows; r++) dots<1, N>(columns, weight + r * columns, x, result + r);
+}
+
+template <class Weight>
+inline void few_dots(int64_t rows, int64_t vectors, int64_t columns, const Weight* weight, const float* x,
+                     float (*result)[VECTORS]) {
+    switch (vectors) {
+        case 1: return some_dots<1>(rows, columns, weight, x, result);
+        case 2: return some_dots<2>(rows, columns, weight, x, result);
+        case 3: return some_dots<VECTORS < 3 ? 1 : 3>(rows, columns, weight, x, result);
+        default: return some_dots<VECTORS>(rows, columns, weight, x, result);
+    }
+}
+
+// give(row of the matrix, vector, value) for rows begin .. end and all vectors, (batch, columns).
+template <class Give>
+inline void multiply_rows(const Matrix& by, int64_t begin, int64_t end, const float* x, int64_t batch, Give give) {
+    float result[ROWS][VECTORS];
+    for (int64_t row = begin; row < end; row += ROWS) {
+        int64_t rows = std::min<int64_t>(ROWS, end - row);
+        for (int64_t first = 0; first < batch; first += VECTORS) {
+            int64_t vectors = std::min<int64_t>(VECTORS, batch - first);
+            const float* from = x + first * by.columns;
+            if (by.scale)
+                few_dots(rows, vectors, by.columns, static_cast<const int8_t*>(by.weight) + row * by.columns, from, result);
+            else
+                few_dots(rows, vectors, by.columns, static_cast<const float*>(by.weight) + row * by.columns, from, result);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t n = 0; n < vectors; n++) {
+                    float value = by.scale ? result[r][n] * by.scale[row + r] : result[r][n];
+                    give(row + r, first + n, by.bias ? value + by.bias[row + r] : value);
+                }
+        }
+    }
+}
+
+// --- the pass --------------------------------------------------------------------------------------------------
+
+struct Shared {
+    std::vector<float> queries, keys, values, heads, inside;
+    std::vector<int64_t> taken;  // how far each phase is
+};
+
+// work(begin, end) for pieces of 0 .. total, each by whichever thread is free.
+template <class Work>
+inline void in_pieces(int64_t* taken, int64_t total, int64_t piece, Work work) {
+    for (;;) {
+        int64_t begin = __atomic_fetch_add(taken, piece, __ATOMIC_RELAXED);
+        if (begin >= total) return;
+        work(begin, std::min(begin + piece, total));
+    }
+}
+
+// Rows of a matrix that make a piece worth the taking.
+inline int64_t piece_of(const Matrix& matrix) {
+    int64_t bytes = matrix.columns * (matrix.scale ? 1 : 4);
+    return round_up(std::max<int64_t>(1, 32768 / bytes), ROWS);
+}
+
+void attend_head(const Transformer& model, const Layer& layer, const Tokens& tokens, Shared& shared, int64_t row,
+                 int64_t head, std::vector<float>& scores) {
+    int64_t size = model.head_size, group = model.heads / model.key_heads, step = model.key_heads * size;
+    int64_t place = tokens.positions[row], seen = place + 1;
+    float* query = shared.queries.data() + (row * model.heads + head * group) * size;
+    float* key = shared.keys.data() + row * step + head * size;
+    const float* value = shared.values.data() + row * step + head * size;
+    if (layer.query_norm.weight) {
+        for (int64_t g = 0; g < group; g++)
+            normalise(query + g * size, query + g * size, size, layer.query_norm, model.eps);
+        normalise(key, key, size, layer.key_norm, model.eps);
+    }
+    if (tokens.cosines) {
+        const float *cosines = tokens.cosines + row * size / 2, *sines = tokens.sines + row * size / 2;
+        for (int64_t g = 0; g < group; g++) rotate(query + g * size, size, cosines, sines);
+        rotate(key, size, cosines, sines);
+    }
+    float* keys = layer.keys + row * tokens.capacity * step + head * size;
+    float* values = layer.values + row * tokens.capacity * step + head * size;
+    std::copy(key, key + size, keys + place * step);
+    std::copy(value, value + size, values + place * step);
+
+    scores.resize(group * seen);
+    float scale = LOG2_E / std::sqrt(static_cast<float>(size));
+    for (int64_t t = 0; t < seen; t++)
+        for (int64_t g = 0; g < group; g++)
+            scores[g * seen + t] = scale * product(size, query + g * size, keys + t * step);
+    float* out = shared.heads.data() + (row * model.heads + head * group) * size;
+    std::fill(out, out + group * size, 0.0f);
+    for (int64_t g = 0; g < group; g++) {
+        float *own = scores.data() + g * seen, most = *std::max_element(own, own + seen), sum = 0;
+        for (int64_t t = 0; t < seen; t++) own[t] = exp2_fast(own[t] - most);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t t = 0; t < seen; t++) sum += own[t];
+        for (int64_t t = 0; t < seen; t++) own[t] /= sum;
+    }
+    for (int64_t t = 0; t < seen; t++)
+        for (int64_t g = 0; g < group; g++) {
+            float weight = scores[g * seen + t], *to = out + g * size;
+            const float* from = values + t * step;
+            for (int64_t i = 0; i < size; i++) to[i] += weight * from[i];
+        }
+}
+
+void run(const Transformer& model, const Tokens& tokens, Shared& shared) {
+    int64_t batch = tokens.rows, width = model.width, kv = model.key_heads * model.head_size;
+    int64_t inner = model.heads * model.head_size;
+    std::vector<float> normal(batch * width), scores;
+    int64_t* taken = shared.taken.data();
+    auto normalised = [&](Scaling by) {  // by every thread for itself, which is cheaper than a barrier
+        for (int64_t row = 0; row < batch; row++)
+            normalise(tokens.x + row * width, normal.data() + row * width, width, by, model.eps);
+        return normal.data();
+    };
+    auto into = [&](const Matrix& matrix, int64_t begin, int64_t end, const float* x, float* to) {
+        multiply_rows(matrix, begin, end, x, batch, [&](int64_t row, int64_t n, float v) { to[n * matrix.rows + row] = v; });
+    };
+    auto add = [&](const Matrix& matrix, const float* x) {
+        in_pieces(taken++, matrix.rows, piece_of(matrix), [&](int64_t begin, int64_t end) {
+            multiply_rows(matrix, begin, end, x, batch,
+                          [&](int64_t row, int64_t n, float v) { tokens.x[n * width + row] += v; });
+        });
+#pragma omp barrier
+    };
+    for (int64_t l = 0; l < model.count; l++) {
+        const Layer& layer = model.layers[l];
+        const float* x = normalised(layer.attention_norm);
+        // Pieces of queries, keys and values in one count: rows 0 .. inner, .. inner + kv, .. inner + 2 kv.
+        in_pieces(taken++, inner + 2 * kv, piece_of(layer.query), [&](int64_t begin, int64_t end) {
+            auto part = [&](const Matrix& matrix, int64_t first, float* to) {
+                int64_t from = std::max(begin - first, int64_t{0}), until = std::min(end - first, matrix.rows);
+                if (from < until) into(matrix, from, until, x, to);
+            };
+            part(layer.query, 0, shared.queries.data());
+            part(layer.key, inner, shared.keys.data());
+            part(layer.value, inner + kv, shared.values.data());
+        });
+#pragma omp barrier
+        in_pieces(taken++, batch * model.key_heads, 1, [&](int64_t task, int64_t) {
+            attend_head(model, layer, tokens, shared, task / model.key_heads, task % model.key_heads, scores);
+        });
+#pragma omp barrier
+        add(layer.out, shared.heads.data());
+        x = normalised(layer.feed_norm);
+        in_pieces(taken++, model.inside, piece_of(layer.up), [&](int64_t begin, int64_t end) {
+            float* to = shared.inside.data();
+            into(layer.up, begin, end, x, to);
+            if (layer.gate.weight)
+                multiply_rows(layer.gate, begin, end, x, batch, [&](int64_t row, int64_t n, float v) {
+                    to[n * model.inside + row] *= activated(model.activation, v);
+                });
+            else
+                for (int64_t n = 0; n < batch; n++)
+                    for (int64_t row = begin; row < end; row++) {
+                        float& v = to[n * model.inside + row];
+                        v = activated(model.activation, v);
+                    }
+        });
+#pragma omp barrier
+        add(layer.down, shared.inside.data());
+    }
+    const float* x = normalised(model.last_norm);
+    in_pieces(taken++, model.vocabulary.rows, piece_of(model.vocabulary), [&](int64_t begin, int64_t end) {
+        into(model.vocabulary, begin, end, x, tokens.logits);
+    });
+}
+
+}  // namespace
+
+extern "C" void decode_step(const Transformer* model, const Tokens* tokens) {
+    int64_t batch = tokens->rows, kv = model->key_heads * model->head_size, inner = model->heads * model->head_size;
+    Shared shared;
+    shared.queries.resize(batch * inner);
+    shared.heads.resize(batch * inner);
+    shared.keys.resize(batch * kv);
+    shared.values.resize(batch * kv);
+    shared.inside.resize(batch * model->inside);
+    shared.taken.resize(5 * model->count + 1);
+#pragma omp parallel num_threads(static_cast<int>(model->threads))
+    run(*model, *tokens, shared);
+}

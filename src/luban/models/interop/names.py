@@ -1,0 +1,260 @@
+"""What Hugging Face calls the tensors of a family, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from luban.errors import ArtefactError
+from luban.models.interop.checkpoint import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from luban.models._language import Language, LanguageEncoder
+
+__all__ = ["load_into", "names_of", "tensors_of"]
+
+_BERT_BLOCK = {
+    "attention.q": "attention.self.query",
+    "attention.k": "attention.self.key",
+    "attention.v": "attention.self.value",
+    "attention.out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed.up": "intermediate.dense",
+    "feed.down": "output.dense",
+    "feed_norm": "output.LayerNorm",
+}
+_DISTILBERT_BLOCK = {
+    "attention.q": "attention.q_lin",
+    "attention.k": "attention.k_lin",
+    "attention.v": "attention.v_lin",
+    "attention.out": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "feed.up": "ffn.lin1",
+    "feed.down": "ffn.lin2",
+    "feed_norm": "output_layer_norm",
+}
+_GPT2_BLOCK = {
+    # q, k and v lie in one matrix, c_attn, which is taken apart when it is read.
+    "attention.q": "attn.q",
+    "attention.k": "attn.k",
+    "attention.v": "attn.v",
+    "attention.out": "attn.c_proj",
+    "attention_norm": "ln_1",
+    "feed.up": "mlp.c_fc",
+    "feed.down": "mlp.c_proj",
+    "feed_norm": "ln_2",
+}
+_LLAMA_BLOCK = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "attention_norm": "input_layernorm",
+    "feed.gate": "mlp.gate_proj",
+    "feed.up": "mlp.up_proj",
+    "feed.down": "mlp.down_proj",
+    "feed_norm": "post_attention_layernorm",
+}
+_EMBEDDINGS = {
+    "core.embedding.tokens": "embeddings.word_embeddings",
+    "core.embedding.positions": "embeddings.position_embeddings",
+    "core.embedding.segments": "embeddings.token_type_embeddings",
+    "core.embedding.norm": "embeddings.LayerNorm",
+}
+_LAYOUTS: dict[str, tuple[str, str, dict[str, str], dict[str, str], dict[str, str]]] = {
+    # prefix, blocks, names in a block, names under the prefix, names beside it
+    "bert": (
+        "bert.",
+        "encoder.layer.",
+        _BERT_BLOCK,
+        {**_EMBEDDINGS, "pooler": "pooler.dense"},
+        {
+            "language.transform.0": "cls.predictions.transform.dense",
+            "language.transform.2": "cls.predictions.transform.LayerNorm",
+            "language.": "cls.predictions.",
+        },
+    ),
+    "roberta": (
+        "roberta.",
+        "encoder.layer.",
+        _BERT_BLOCK,
+        _EMBEDDINGS,
+        {
+            "pooler": "classifier.dense",
+            "language.transform.0": "lm_head.dense",
+            "language.transform.2": "lm_head.layer_norm",
+            "language.": "lm_head.",
+        },
+    ),
+    "distilbert": (
+        "distilbert.",
+        "transformer.layer.",
+        _DISTILBERT_BLOCK,
+        _EMBEDDINGS,
+        {
+            "pooler": "pre_classifier",
+            "language.transform.0": "vocab_transform",
+            "language.transform.2": "vocab_layer_norm",
+            "language.": "vocab_projector.",
+        },
+    ),
+    "gpt2": (
+        "transformer.",
+        "h.",
+        _GPT2_BLOCK,
+        {"core.embedding.tokens": "wte", "core.embedding.positions": "wpe", "core.norm": "ln_f"},
+        {"language.": "lm_head."},
+    ),
+    "llama": (
+        "model.",
+        "layers.",
+        _LLAMA_BLOCK,
+        {"core.embedding.tokens": "embed_tokens", "core.norm": "norm"},
+        {"language.": "lm_head."},
+    ),
+}
+
+
+def layout_of(model: Language) -> str:
+    """Return the name under which a family's tensors are known."""
+    layout = str(getattr(model, "layout", model.type))
+    return layout if layout in _LAYOUTS else "llama"
+
+
+def names_of(model: Language, ours: list[str]) -> dict[str, str]:
+    """Return tensor of ours → what Hugging Face calls it, for tensors of a `LanguageEncoder`.
+
+    Example:
+        >>> from luban.models.llama import Llama
+        >>> names_of(Llama(size="tiny"), ["core.layers.0.attention.q.weight"])
+        {'core.layers.0.attention.q.weight': 'model.layers.0.self_attn.q_proj.weight'}
+    """
+    prefix, blocks, block, under, beside = _LAYOUTS[layout_of(model)]
+    found: dict[str, str] = {}
+    for name in ours:
+        stem, _, leaf = name.rpartition(".")
+        if stem.startswith("core.layers."):
+            number, _, part = stem.removeprefix("core.layers.").partition(".")
+            found[name] = f"{prefix}{blocks}{number}.{block[part]}.{leaf}"
+        elif stem in under:
+            found[name] = f"{prefix}{under[stem]}.{leaf}"
+        elif stem in beside:
+            found[name] = f"{beside[stem]}.{leaf}"
+        elif stem == "language":
+            found[name] = f"{beside['language.']}{leaf}"
+    return found
+
+
+def load_into(model: Language, encoder: LanguageEncoder, path: Path) -> list[str]:
+    """Copy a checkpoint's tensors into a module.
+
+    Returns:
+        Which of its parts the checkpoint lacks, and which therefore start anew: the pooler, the way to the vocabulary.
+
+    Raises:
+        ArtefactError: if a tensor of the core is missing or of another shape.
+    """
+    checkpoint = open_checkpoint(path)
+    own = encoder.state_dict()
+    source = _source(model, checkpoint, list(own))
+    missing: set[str] = set()
+    with torch.no_grad():
+        for name, tensor in own.items():
+            found = source.get(name)
+            if found is None:
+                if name.startswith("core."):
+                    raise ArtefactError(
+                        f"'{path}' is incomplete: there is no tensor '{_theirs(model, name)}'"
+                    )
+                missing.add(name.split(".")[0])
+                continue
+            value = found()  # one at a time: all of them together would be the model twice
+            if name == "core.embedding.tokens.weight" and len(value) < len(tensor):
+                raise ArtefactError(
+                    f"'{path}' has vectors for {len(value):,} tokens, and the tokenizer has {len(tensor):,}: they do not belong together"
+                )
+            if value.shape != tensor.shape:
+                raise ArtefactError(
+                    f"'{path}': tensor '{_theirs(model, name)}' is {tuple(value.shape)}, and the model needs {tuple(tensor.shape)}"
+                )
+            tensor.copy_(value)
+    return sorted(missing)
+
+
+def _theirs(model: Language, name: str) -> str:
+    return names_of(model, [name]).get(name, name)
+
+
+def _source(model: Language, checkpoint: Checkpoint, ours: list[str]) -> dict[str, Callable[[], Tensor]]:
+    """Return how to read the checkpoint's tensors, by our names, as far as it has them."""
+    if checkpoint.kind == "luban":
+        return {
+            name.removeprefix("encoders.").partition(".")[2]: checkpoint.places[name]
+            for name in checkpoint
+            if name.startswith("encoders.")
+        }
+    prefix = _LAYOUTS[layout_of(model)][0]
+    bare = not any(
+        name.startswith(prefix) for name in checkpoint
+    )  # saved without a head, names have no prefix
+    gpt2 = layout_of(model) == "gpt2"
+    parts: dict[str, Callable[[], Tensor]] = {}
+    for name, theirs in names_of(model, ours).items():
+        theirs = theirs.removeprefix(prefix) if bare else theirs
+        if theirs in checkpoint:
+            read = checkpoint.places[theirs]
+            parts[name] = partial(_transposed, read) if gpt2 and _is_convolution(name) else read
+        elif gpt2 and ".attn." in theirs:
+            whole = theirs.rsplit(".", 2)[0] + ".c_attn." + theirs.rsplit(".", 1)[1]
+            if whole in checkpoint:
+                parts[name] = partial(_third, checkpoint.places[whole], theirs.rsplit(".", 2)[1])
+    if (
+        "language.weight" in ours
+        and "language.weight" not in parts
+        and "core.embedding.tokens.weight" in parts
+    ):
+        parts["language.weight"] = parts["core.embedding.tokens.weight"]  # tied there, not here
+    return parts
+
+
+def _transposed(read: Callable[[], Tensor]) -> Tensor:
+    return read().T
+
+
+def _third(read: Callable[[], Tensor], part: str) -> Tensor:
+    """Return the queries, the keys or the values out of GPT-2's one matrix."""
+    third = read().chunk(3, -1)[("q", "k", "v").index(part)]
+    return third.T if third.dim() == 2 else third
+
+
+def _is_convolution(name: str) -> bool:
+    """Whether GPT-2 keeps a weight transposed: the linear layers, which it calls one-wide convolutions."""
+    return name.endswith(".weight") and (".attention." in name or ".feed." in name)
+
+
+def tensors_of(model: Language, encoder: LanguageEncoder) -> dict[str, Tensor]:
+    """Return a module's tensors under the names that `transformers` reads."""
+    own = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
+    names = names_of(model, list(own))
+    written = {names[name]: tensor for name, tensor in own.items() if name in names}
+    if layout_of(model) != "gpt2":
+        return {name: tensor.contiguous() for name, tensor in written.items()}
+    result: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        tensor = own[ours]
+        if ".attn.c_proj" not in theirs and ".attn." in theirs:
+            whole = theirs.rsplit(".", 2)[0] + ".c_attn." + theirs.rsplit(".", 1)[1]
+            if theirs.rsplit(".", 2)[1] == "q":
+                parts = [own[ours.replace("attention.q", f"attention.{part}")] for part in "qkv"]
+                joined = torch.cat(parts)
+                result[whole] = joined.T if joined.dim() == 2 else joined
+        else:
+            result[theirs] = tensor.T if _is_convolution(ours) else tensor
+    return {name: tensor.contiguous() for name, tensor in result.items()}

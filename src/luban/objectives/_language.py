@@ -1,0 +1,120 @@
+"""What the objectives over a text's own tokens share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field as Option
+from pydantic import PrivateAttr
+from torch import Tensor
+
+from luban.data.batch import Batch
+from luban.data.contracts import Field
+from luban.data.pipeline import Pipeline
+from luban.data.processors.text import Text
+from luban.data.ragged import Ragged
+from luban.errors import RecipeError
+from luban.objectives._base import Loss, Objective, Outputs, TargetFacts
+from luban.recipe import Data
+
+__all__ = ["LanguageObjective"]
+
+
+class LanguageObjective(Objective):
+    """Predicts tokens of a text column; long documents are cut into windows, and no token is thrown away."""
+
+    column: str | None = None
+    """The text column; the only one, if left out."""
+    length: Annotated[int, Option(ge=8)] | None = None
+    """Tokens of an example, at the most: longer documents become several. As many as the model takes, but at most 512, if left
+    out."""
+
+    _text: Text | None = PrivateAttr(default=None)
+    _positions: int = PrivateAttr(default=0)
+
+    @property
+    def name(self) -> str:
+        """The column it reads."""
+        assert self.column is not None, "bind() comes first"
+        return self.column
+
+    @property
+    def text(self) -> Text:
+        """The column's processor."""
+        assert self._text is not None, "bind() comes first"
+        return self._text
+
+    def complete(self, data: Data) -> list[str]:
+        texts = [column for column, processor in data.inputs.items() if isinstance(processor, Text)]
+        if self.column is None:
+            if len(texts) != 1:
+                raise RecipeError(
+                    f"objective {self.type} reads one text column, and the inputs have {len(texts)}"
+                    + (
+                        f" ({', '.join(texts)}); say which by `column`"
+                        if texts
+                        else "; add one to data.inputs"
+                    )
+                )
+            self.column = texts[0]
+        elif self.column not in texts:
+            raise RecipeError(
+                f"objective {self.type}: '{self.column}' is no text input; text inputs are {', '.join(texts) or 'none'}"
+            )
+        text = data.inputs[self.column]
+        assert isinstance(text, Text)
+        if "max_length" in text.model_fields_set:
+            return []
+        data.inputs[self.column] = text.model_copy(update={"max_length": None})
+        data.inputs[self.column].model_fields_set.add("max_length")
+        return [f"{self.column}: max_length null, since {self.type} cuts documents into windows"]
+
+    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+        text = pipeline.inputs[self.name]
+        assert isinstance(text, Text)
+        self._text = text
+        self._positions = min(limit or 512, 512) if self.length is None else self.length
+        if limit and self._positions > limit:
+            raise RecipeError(
+                f"objective {self.type}: length is {self._positions}, and the model takes {limit} positions; lower it, or raise model.max_positions"
+            )
+        self.length = self._positions
+        size = text.trained.get_vocab_size()
+        return {f"{self.name}.labels": Field(self.name, "tokens", "target", "int64", None, size=size)}
+
+    def setup(self, targets: Mapping[str, TargetFacts]) -> None:
+        """Nothing: the targets are the text's own."""
+
+    def ids(self, batch: Batch) -> Ragged:
+        """Return the tokens of a batch."""
+        value = batch[f"{self.name}.ids"]
+        assert isinstance(value, Ragged)
+        return value
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Return the tokens to be predicted, (M,)."""
+        value = batch[f"{self.name}.labels"]
+        assert isinstance(value, Tensor)
+        return value
+
+    @abstractmethod
+    def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Choose what is read (``column.read``) and what is to be predicted there (``column.labels``)."""
+
+    def count(self, batch: Batch) -> dict[str, Tensor]:
+        labels = self.labels(batch)
+        return {self.name: torch.tensor(float(len(labels)), device=labels.device)}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
+        labels = self.labels(batch)
+        total = outputs[f"{self.name}.tokens"].total(labels)
+        return {self.name: Loss(total, torch.tensor(float(len(labels)), device=labels.device), self.weight)}
+
+    def describe(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """The perplexity, e to the mean loss."""
+        loss = figures.get(f"{self.name}.loss", math.nan)
+        return {f"{self.name}.perplexity": math.exp(min(loss, 700.0)) if not math.isnan(loss) else math.nan}

@@ -1,0 +1,39 @@
+"""The next token of a text (Radford et al., 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from luban.data.batch import Batch
+from luban.objectives._language import LanguageObjective
+from luban.registry import register
+
+__all__ = ["CausalLM"]
+
+
+@register("objectives")
+class CausalLM(LanguageObjective):
+    """Minus the log of the probability of each token, given those before it in its document.
+
+    Documents stand in a batch one after the other without padding, and none sees another. A document of more than `length`
+    tokens becomes several examples that share one token, so that each token but the first is predicted exactly once.
+
+    Example:
+        >>> CausalLM(length=256).type
+        'causal_lm'
+    """
+
+    def window(self) -> Any:
+        assert self.length is not None, "bind() comes first"
+        return f"{self.name}.ids", self.length, 1, (0, 0)
+
+    def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
+        ids = self.ids(batch)
+        places = torch.arange(len(ids.values))
+        # A row's last token predicts nothing, and its first is predicted by nothing.
+        read = places[places + 1 < ids.offsets[1:][ids.rows]]
+        batch[f"{self.name}.read"] = read
+        batch[f"{self.name}.labels"] = ids.values[read + 1]
+        return batch

@@ -1,0 +1,125 @@
+"""Whether a text goes on as it should (Devlin et al., 2018; Lan et al., 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import PrivateAttr
+from torch import Tensor
+from torch.nn import functional as F
+
+from luban.data.batch import Batch
+from luban.data.contracts import Field
+from luban.data.pipeline import Pipeline
+from luban.data.ragged import Ragged
+from luban.errors import RecipeError
+from luban.objectives._base import Loss, Outputs, TargetFacts
+from luban.objectives._language import LanguageObjective
+from luban.registry import register
+
+__all__ = ["NextSentence"]
+
+_ENDS = frozenset("。！？!?.…；;\n")
+
+
+@register("objectives")
+class NextSentence(LanguageObjective):
+    """Cross entropy of a yes or no: is the second part of a pair what follows the first?
+
+    Each text is cut in two at the end of a sentence near its middle. For half of the pairs, `next` takes the second part from
+    another document of the batch, and `order` (easier to learn from, Lan et al., 2020) swaps the two parts. Stands beside
+    `masked_lm` in a list of objectives: pairs are made first, then tokens are hidden.
+
+    Example:
+        >>> NextSentence(pairs="order").pairs
+        'order'
+    """
+
+    per_example: ClassVar[bool] = True
+
+    pairs: Literal["next", "order"] = "next"
+    """What a false pair is: a second part from elsewhere, or the two parts in the wrong order."""
+
+    _ends: Tensor | None = PrivateAttr(default=None)
+
+    FIELD: ClassVar = "next_sentence"
+
+    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+        super().bind(pipeline, limit)
+        if self.text.cls_id is None or self.text.sep_id is None:
+            raise RecipeError(
+                f"objective {self.type}: the tokenizer of '{self.name}' has no tokens that open and close a text; train a new one"
+            )
+        tokenizer = self.text.trained
+        self._ends = torch.tensor(
+            [
+                bool(token := tokenizer.decode([i]).strip(" ")) and token[-1] in _ENDS
+                for i in range(tokenizer.get_vocab_size())
+            ]
+        )
+        return {
+            f"{self.FIELD}.index": Field(
+                self.FIELD, "category", "target", "int64", (), size=2, output="logits", width=2
+            )
+        }
+
+    def window(self) -> Any:
+        assert self.length is not None, "bind() comes first"
+        ends = 1 if self.text.special else 0
+        return f"{self.name}.ids", self.length - 3, 0, (ends, ends)
+
+    def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
+        assert self._ends is not None
+        assert self.length is not None
+        rows = self.ids(batch).unbind()
+        halves = [self._halves(row, generator) for row in rows]
+        false = torch.rand(len(rows), generator=generator) < 0.5
+        false &= torch.tensor([len(second) > 0 for _, second in halves], dtype=torch.bool)
+        chosen = false.nonzero().squeeze(1)
+        partner = dict(zip(chosen.tolist(), chosen.roll(1).tolist(), strict=True))
+        if self.pairs == "next" and len(chosen) < 2:  # nobody to exchange with
+            false[:], partner = False, {}
+        opening = torch.tensor([self.text.cls_id])
+        closing = torch.tensor([self.text.sep_id])
+        joined, segments = [], []
+        for i, (first, second) in enumerate(halves):
+            if i in partner:
+                first, second = (second, first) if self.pairs == "order" else (first, halves[partner[i]][1])
+            second = second[: self.length - 3 - len(first)]
+            joined.append(torch.cat([opening, first, closing, second, closing]))
+            segments.append(torch.arange(len(joined[-1])) >= len(first) + 2)
+        batch[f"{self.name}.ids"] = Ragged.from_rows(joined)
+        batch[f"{self.name}.segments"] = torch.cat(segments).long()
+        batch[f"{self.FIELD}.index"] = false.long()
+        return batch
+
+    def _halves(self, row: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Cut a text at the end of the sentence that ends nearest to a point drawn from its middle half."""
+        assert self._ends is not None
+        n = len(row)
+        if n < 2:
+            return row, row[:0]
+        low, high = max(1, n // 4), max(2, n - n // 4)
+        aim = int(torch.randint(low, high, (1,), generator=generator))
+        ends = self._ends[row[: n - 1]].nonzero().squeeze(1) + 1
+        cut = int(ends[(ends - aim).abs().argmin()]) if len(ends) else aim
+        return row[:cut], row[cut:]
+
+    def setup(self, targets: Mapping[str, TargetFacts]) -> None:
+        """Nothing: the targets are made of the text."""
+
+    def count(self, batch: Batch) -> dict[str, Tensor]:
+        truth = batch[f"{self.FIELD}.index"]
+        assert isinstance(truth, Tensor)
+        return {self.FIELD: torch.tensor(float(len(truth)), device=truth.device)}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
+        truth = batch[f"{self.FIELD}.index"]
+        assert isinstance(truth, Tensor)
+        total = F.cross_entropy(outputs[f"{self.FIELD}.logits"], truth, reduction="sum")
+        return {self.FIELD: Loss(total, self.count(batch)[self.FIELD], self.weight)}
+
+    def describe(self, figures: Mapping[str, float]) -> dict[str, float]:
+        return {}

@@ -1,0 +1,256 @@
+"""The verb `import`: somebody else's model → an artefact that every other verb takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from luban import artefact, files
+from luban._version import __version__
+from luban.artefact import Artefact
+from luban.console import Console
+from luban.data.contracts import Field, Processor, Spec
+from luban.data.pipeline import Pipeline
+from luban.data.processors.text import Text
+from luban.errors import ArtefactError, RecipeError
+from luban.models._language import Language
+from luban.models._network import Network, module_key
+from luban.models.interop import FAMILIES, Checkpoint, open_checkpoint
+from luban.predict import load, of_artefact
+from luban.recipe import Recipe, Section, dump
+from luban.training import machine
+from luban.verbs import card
+from luban.verbs.lineage import versions
+
+__all__ = ["import_model"]
+
+# Rows of the parity sample: nobody's data, in both languages, short and long.
+_SAMPLE = (
+    "The capital of France is",
+    "鲁班是木匠的祖师。",
+    "A good tool improves the way you work; a great tool improves the way you think.",
+    "工欲善其事，必先利其器。",
+    "Yes.",
+    "今天天气不错，我们去公园走走，然后回家做饭。",
+    "Numbers such as 3.14159 and 2,718 matter, and so do emoji 🙂.",
+    "第一次来这里，服务很好，下次还会再来。",
+)
+_HEADS = {"classifier": ("classifier.out_proj", "classifier"), "score": ("score",)}
+
+
+def import_model(
+    source: str | Path,
+    output: str | Path,
+    *,
+    column: str = "text",
+    target: str = "label",
+    pool: str | None = None,
+    force: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Make an artefact of a Hugging Face directory or a GGUF file.
+
+    What the model is for follows from its architecture: a sequence classifier predicts `target`, a causal language model
+    generates, a masked one fills masks, and a model without a head embeds texts.
+
+    Args:
+        source: the directory or the .gguf file.
+        output: the artefact's directory.
+        column: name of the text column.
+        target: name of the predicted column, for a classifier.
+        pool: how a model without a head makes one vector of a text; as its files say by default.
+        force: replace what is there.
+        console: who is told what happens.
+
+    Returns:
+        ``artefact``, ``model``, ``parameters``, ``task``.
+
+    Raises:
+        LubanError: in one sentence, if the source is none that can be read.
+
+    Example:
+        >>> luban.import_model("models/minilm", "runs/minilm")["task"]      # doctest: +SKIP
+        'embedding'
+    """
+    console = console or Console()
+    started = time.perf_counter()
+    place = Path(output)
+    if place.exists() and not force:
+        raise ArtefactError(
+            f"'{output}' is there already; name another place with -o, or replace it with --force"
+        )
+    checkpoint = open_checkpoint(source)
+    if checkpoint.kind == "luban":
+        raise RecipeError(f"'{source}' is an artefact already; every verb takes it as it is")
+    task = _task(checkpoint)
+    family = _family(checkpoint, task, pool)
+    text = _text(family, checkpoint)
+    processor = _target(checkpoint) if task == "classification" else None
+    targets = {target: processor} if processor is not None else {}
+    pipeline = Pipeline({column: text}, targets)
+    spec = pipeline.spec
+    if task in ("causal_lm", "masked_lm"):
+        size = text.trained.get_vocab_size()
+        spec = Spec(
+            {**spec.fields, f"{column}.labels": Field(column, "tokens", "target", "int64", None, size=size)}
+        )
+    module = family.build(spec)
+    missing = family.load_pretrained(module)
+    if missing and not (missing == ["pooler"] and processor is None and family.pool != "pooler"):
+        console.say(f"new weights, which '{source}' lacks: {', '.join(missing)}")
+    if processor is not None:
+        _load_head(module, target, checkpoint, processor)
+    options: dict[str, Any] = {
+        "data": {
+            "train": {"type": "text", "path": str(source)},
+            "inputs": {column: text.model_dump()},
+            "targets": {name: one.model_dump() for name, one in targets.items()},
+        },
+        "model": family.portable().model_dump(),
+    }
+    if task in ("causal_lm", "masked_lm"):
+        options["objective"] = {"type": task, "column": column}
+    recipe = Recipe.model_validate(options)
+    with files.new_folder(place, replace=force) as folder:
+        weights = artefact.write(
+            folder,
+            version=__version__,
+            model=family,
+            adapt=[],
+            spec=spec,
+            pipeline=pipeline,
+            weights=module.state_dict(),
+            recipe=dump(recipe),
+        )
+        for name in ("metrics.json", "lineage.json"):
+            artefact.write_json(folder / name, {})
+        (folder / "sample.jsonl").write_text("", encoding="utf-8")
+        predictor = of_artefact(Artefact.load(folder), verify=False)
+        rows = [{column: sentence} for sentence in _SAMPLE]
+        sample = [
+            {"row": row, "prediction": prediction}
+            for row, prediction in zip(rows, predictor.replay(rows), strict=True)
+        ]
+        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in sample)
+        (folder / "sample.jsonl").write_text(lines, encoding="utf-8")
+        parameters = sum(p.numel() for p in module.parameters())
+        lineage = {
+            "verb": "import",
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parents": [{"path": str(source), "sha256": _hashes(checkpoint)}],
+            "weights": weights,
+            "versions": versions(),
+            "cost": {
+                "seconds": round(time.perf_counter() - started, 2),
+                "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+            },
+        }
+        artefact.write_json(folder / "lineage.json", lineage)
+        card.write_imported(folder, lineage=lineage, recipe=recipe, parameters=parameters, task=task)
+        load(folder)  # the parity contract, before anybody relies on it
+    return {"artefact": str(place), "model": family.type, "parameters": parameters, "task": task}
+
+
+def _task(checkpoint: Checkpoint) -> str:
+    """Return what a model is for: classification, causal_lm, masked_lm or embedding."""
+    architecture = str((checkpoint.config.get("architectures") or [""])[0])
+    if architecture.endswith("ForSequenceClassification"):
+        return "classification"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal_lm"
+    if architecture.endswith(("ForMaskedLM", "ForPreTraining")):
+        return "masked_lm"
+    if "For" in architecture:
+        raise RecipeError(
+            f"'{checkpoint.path}' is a {architecture}; those that can be imported are sequence classifiers, causal and masked language models, and models without a head"
+        )
+    return "embedding"
+
+
+def _family(checkpoint: Checkpoint, task: str, pool: str | None) -> Language:
+    kind = str(checkpoint.config.get("model_type"))
+    name = next((name for name, kinds in FAMILIES.items() if kind in kinds), None)
+    if name is None:
+        known = sorted({kind for kinds in FAMILIES.values() for kind in kinds})
+        raise RecipeError(
+            f"'{checkpoint.path}' holds a model of type '{kind}'; those that are read are {', '.join(known)}"
+        )
+    options: dict[str, Any] = {"type": name, "from": str(checkpoint.path)}
+    if pool is not None or task == "embedding":
+        options["pool"] = pool or _pooling(checkpoint)
+    return cast(Language, Section("models").parse(options))
+
+
+def _pooling(checkpoint: Checkpoint) -> str:
+    """Return how texts become vectors: as sentence-transformers wrote it beside the model; else their mean."""
+    path = checkpoint.path / "1_Pooling" / "config.json"
+    if path.is_file():
+        said = json.loads(path.read_text(encoding="utf-8"))
+        for key, pool in (
+            ("pooling_mode_cls_token", "first"),
+            ("pooling_mode_lasttoken", "last"),
+            ("pooling_mode_max_tokens", "max"),
+        ):
+            if said.get(key):
+                return pool
+    return "mean"
+
+
+def _text(family: Language, checkpoint: Checkpoint) -> Text:
+    text = Text(tokenizer=str(checkpoint.path), lowercase=False, max_length=family.max_positions)
+    text.finish()
+    return text
+
+
+def _target(checkpoint: Checkpoint) -> Processor:
+    """Return the fitted target of a sequence classifier."""
+    config = checkpoint.config
+    labels = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
+    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    kind = config.get("problem_type")
+    if kind == "multi_label_classification":
+        target = cast(Processor, Section("processors").parse("set"))
+        target.restore({"words": names})
+    elif kind == "regression" or len(names) == 1:
+        raise RecipeError(
+            f"'{checkpoint.path}' is a regression model, whose numbers have no unit that could be known; take its weights by model.from in a recipe"
+        )
+    else:
+        target = cast(Processor, Section("processors").parse("category"))
+        target.restore({"words": names})
+    return target
+
+
+def _load_head(module: nn.Module, target: str, checkpoint: Checkpoint, processor: Processor) -> None:
+    assert isinstance(module, Network)
+    head = module.heads[module_key(target)]
+    assert isinstance(head, nn.Linear)
+    stems = [stem for group in _HEADS.values() for stem in group]
+    stem = next((s for s in stems if f"{s}.weight" in checkpoint), None)
+    if stem is None:
+        raise ArtefactError(
+            f"'{checkpoint.path}' is incomplete: there is no tensor 'classifier.weight' or 'score.weight'"
+        )
+    with torch.no_grad():
+        weight = checkpoint[f"{stem}.weight"]
+        if weight.shape != head.weight.shape:
+            raise ArtefactError(
+                f"'{checkpoint.path}': tensor '{stem}.weight' is {tuple(weight.shape)}, and {len(processor.classes())} classes need {tuple(head.weight.shape)}"
+            )
+        head.weight.copy_(weight)
+        if head.bias is not None:
+            head.bias.copy_(
+                checkpoint[f"{stem}.bias"] if f"{stem}.bias" in checkpoint else torch.zeros(len(weight))
+            )
+
+
+def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    path = checkpoint.path
+    found = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return {one.name: files.sha256_of(one) for one in found}

@@ -1,0 +1,265 @@
+"""Which code computes, how it is built, and the fused dropout + residual + layer normalisation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luban import files
+from luban.errors import MachineError, MissingError
+from luban.models import _kernels
+from luban.models._kernels import add_norm, in_use, use
+
+both_paths = pytest.mark.parametrize("path", ["torch", "native"], indirect=True)
+compiled = pytest.mark.skipif(_kernels._compiler() is None, reason="no compiler")
+
+
+@pytest.fixture(autouse=True)
+def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if nothing had been chosen; what was chosen comes back after the test."""
+    monkeypatch.setattr(_kernels, "_chosen", None)
+    monkeypatch.setattr(_kernels, "_automatic", None)
+
+
+@pytest.fixture
+def path(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and _kernels._compiler() is None:
+        pytest.skip("no compiler")
+    use(request.param)
+    return str(request.param)
+
+
+# --- dropout, residual, layer normalisation ---------------------------------------------------------------------------
+
+
+def inputs(rows: int, width: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    shapes = [(rows, width), (rows, width), (width,), (width,)]
+    return [torch.randn(*shape, requires_grad=True) for shape in shapes]
+
+
+def gradients(out: Tensor, given: list[Tensor]) -> tuple[Tensor, ...]:
+    torch.manual_seed(1)
+    return torch.autograd.grad((out * torch.randn_like(out)).sum(), given)
+
+
+def near(ours: Tensor, theirs: Tensor) -> bool:
+    largest = float(theirs.detach().abs().max()) if theirs.numel() else 0.0
+    return torch.allclose(ours, theirs, rtol=0, atol=1e-5 * max(1.0, largest))
+
+
+@both_paths
+@pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 1), (3, 7), (17, 64), (100, 384), (33, 1000)])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the kernel is for dropout only
+def test_add_norm_is_the_formula(path: str, rows: int, width: int, dropout: float) -> None:
+    given = inputs(rows, width)
+    ours = add_norm(*given, 1e-5, dropout)
+    theirs = F.layer_norm(given[0] + given[1], (width,), given[2], given[3], 1e-5)
+    assert near(ours, theirs)
+    for mine, expected in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+        assert near(mine, expected)
+
+
+@both_paths
+def test_add_norm_drops_in_the_backward_pass_what_it_dropped_in_the_forward_pass(path: str) -> None:
+    given = inputs(200, 96)
+    torch.manual_seed(3)
+    ours = add_norm(*given, 1e-5, 0.25)
+    d_residual, d_x, d_weight, d_bias = gradients(ours, given)
+    mask = (d_x / d_residual).detach()
+    assert ((mask == 0) | ((mask - 4 / 3).abs() < 1e-3)).all()
+    assert abs(float((mask == 0).float().mean()) - 0.25) < 0.015
+    mask = (mask != 0) * (4 / 3)
+    theirs = F.layer_norm(given[0] + given[1] * mask, (96,), given[2], given[3], 1e-5)
+    assert near(ours, theirs)
+    found = (d_residual, d_x, d_weight, d_bias)
+    for mine, expected in zip(found, gradients(theirs, given), strict=True):
+        assert near(mine, expected)
+    torch.manual_seed(3)
+    assert add_norm(*given, 1e-5, 0.25).equal(ours)
+
+
+@both_paths
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_nan_shows_in_its_own_row_only(path: str, dropout: float) -> None:
+    given = [x.detach().clone() for x in inputs(9, 40)]
+    given[0][4, 7] = torch.nan
+    finite = add_norm(*given, 1e-5, dropout).isfinite().all(1)
+    assert finite.tolist() == [row != 4 for row in range(9)]
+
+
+@compiled
+def test_the_kernel_gives_the_same_bits_with_any_number_of_threads() -> None:
+    use("native")
+    given = inputs(100, 384)
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        out = add_norm(*given, 1e-5, 0.1)
+        results.append((out, *gradients(out, given)))
+    torch.set_num_threads(1)
+    assert all(one.equal(other) for one, other in zip(*results, strict=True))
+
+
+@compiled
+def test_what_the_kernel_cannot_read_goes_through_torch() -> None:
+    use("native")
+    residual, x, weight, bias = (y.detach() for y in inputs(5, 16))
+    exact = [y.double() for y in (residual, x, weight, bias)]
+    assert add_norm(*exact, 1e-5, 0.1).dtype == torch.float64
+    transformed = torch.func.grad(lambda x: add_norm(residual, x, weight, bias, 1e-5, 1e-9).square().sum())(x)
+    x.requires_grad_()
+    (plain,) = torch.autograd.grad(add_norm(residual, x, weight, bias, 1e-5, 1e-9).square().sum(), x)
+    assert near(transformed, plain)
+    strided = torch.randn(16, 5).T
+    assert near(
+        add_norm(strided, strided, weight, bias, 1e-5, 1e-9),
+        F.layer_norm(2 * strided, (16,), weight, bias, 1e-5),
+    )
+
+
+# --- building -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("LUBAN_CACHE", str(tmp_path / "cache"))
+    yield files.cache_folder() / "kernels"
+    settled(files.cache_folder() / "kernels")
+
+
+def settled(folder: Path) -> None:
+    """Wait until no build is under way."""
+    deadline = time.monotonic() + 120
+    while list(folder.glob("*.building")):
+        assert time.monotonic() < deadline, "the build does not end"
+        time.sleep(0.02)
+
+
+def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels, "_chosen", None)
+    monkeypatch.setattr(_kernels, "_automatic", None)
+
+
+def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Take a compiler that notes each call of its and fails; return the notes."""
+    script, notes = folder / "broken-c++", folder / "calls"
+    script.write_text(f'#!/bin/sh\necho "$1" >> "{notes}"\necho "no such header" >&2\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    return notes
+
+
+@compiled
+def test_the_first_run_builds_and_the_next_one_uses(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "attention: torch; the native kernel is being built for the next run"
+    assert use("auto") == said
+    assert in_use() == "torch"
+    settled(cache)
+    assert use("auto") == said, "a process does not change its mind"
+    assert in_use() == "torch"
+    another_process(monkeypatch)
+    assert use("auto").startswith("attention: native kernel (")
+    assert in_use() == "native"
+    assert {path.suffix for path in cache.iterdir()} == {".so", ".about"}
+
+
+@compiled
+def test_a_build_outlives_the_run_that_began_it(cache: Path) -> None:
+    program = "from luban.models import _kernels; print(_kernels.use('auto'))"
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+    assert ran.stdout.endswith("is being built for the next run\n")
+    assert ran.stderr == ""
+    settled(cache)
+    assert use("auto").startswith("attention: native kernel (")
+
+
+@compiled
+def test_asking_for_the_kernel_builds_it_at_once(cache: Path) -> None:
+    assert in_use() == "torch"
+    settled(cache)
+    assert use("native").startswith("attention: native kernel (")
+    assert in_use() == "native"
+    assert use("torch") == "attention: torch, as asked for"
+    assert in_use() == "torch"
+
+
+def test_a_failed_build_is_remembered_and_said(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_compiler(tmp_path, monkeypatch)
+    assert use("auto").endswith("is being built for the next run")
+    settled(cache)
+    tried = calls.read_text()
+    for _ in range(3):
+        another_process(monkeypatch)
+        said = use("auto")
+        assert said.startswith("attention: torch; the native kernel did not compile, see ")
+        assert "no such header" in Path(said.rsplit("see ", 1)[1]).read_text()
+    settled(cache)
+    assert calls.read_text() == tried
+    x = torch.ones(2, 4)
+    assert add_norm(x, x, x[0], x[0], 1e-5, 0.0).equal(torch.ones(2, 4))
+    with pytest.raises(MachineError, match=r"did not compile with '.*broken-c\+\+', see .*; use 'torch'$"):
+        use("native")
+
+
+def test_two_processes_do_not_build_the_same(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_compiler(tmp_path, monkeypatch)
+    place = _kernels._place()
+    assert place is not None
+    place.building.mkdir(parents=True)
+    assert use("auto").endswith("is being built for the next run")
+    assert not calls.exists()
+    # One that was cut off is taken over in the end.
+    monkeypatch.setattr(_kernels, "STALE", -1.0)
+    another_process(monkeypatch)
+    use("auto")
+    settled(cache)
+    assert calls.exists()
+
+
+def test_without_a_compiler_torch_computes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(cache))
+    assert use("auto") == "attention: torch; no C++ compiler was found to build the native kernel with"
+    with pytest.raises(MissingError, match="install one"):
+        use("native")
+    assert not cache.exists()
+
+
+@compiled
+def test_a_cache_that_cannot_be_written_or_read_is_no_error(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.mkdir()
+    cache.write_text("a file")
+    assert use("auto").startswith("attention: torch; the native kernel cannot be built or loaded: ")
+    cache.unlink()
+    place = _kernels._place()
+    assert place is not None
+    cache.mkdir()
+    place.library.write_text("no library")
+    another_process(monkeypatch)
+    assert use("auto").startswith("attention: torch; the native kernel cannot be built or loaded: ")
+    with pytest.raises(MachineError, match="does not load"):
+        use("native")
+
+
+@compiled
+def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
+    compiler = _kernels._compiler()
+    assert compiler is not None
+    command = [compiler, *_kernels.FLAGS, "-O1", "-Wall", "-Wextra", "-Werror", "-c", str(_kernels.SOURCE)]
+    subprocess.run([*command, "-o", str(tmp_path / "kernels.o")], check=True)
