@@ -181,7 +181,7 @@ RECIPES = [
     Case("unknown section", CHECK, ("r.yaml:7", "key 'objectives' is unknown", "did you mean 'objective'?"), recipe(("", "objectives: focal"))),
     Case("unknown key", CHECK, ("r.yaml:6", "key 'train.epoch' is unknown", "did you mean 'epochs'?"), recipe(("epochs: 2", "epoch: 2"))),
     Case("unknown type", CHECK, ("r.yaml:3", "type 'txt' is unknown; processors are binary, category"), recipe(("review: text", "review: txt"))),
-    Case("unknown model", CHECK, ("r.yaml:5", "type 'bert' is unknown; models are cnn"), recipe(("type: mlp", "type: bert"))),
+    Case("unknown model", CHECK, ("r.yaml:5", "type 'brt' is unknown; models are bert, cnn", "did you mean 'bert'?"), recipe(("type: mlp", "type: brt"))),
     Case("unknown option value", CHECK, ("r.yaml:5", "received 'huge', but it should be 'tiny', 'small', 'medium' or 'large'"), recipe(("size: tiny", "size: huge"))),
     Case("wrong type: section", CHECK, ("r.yaml:6", "train: received 3, but it should be a mapping"), recipe(("{epochs: 2, batch_size: 16, device: cpu, precision: fp32}", "3"))),
     Case("wrong type: number", CHECK, ("train.epochs: received 'many', but it should be an integer",), recipe(("epochs: 2", "epochs: many"))),
@@ -238,7 +238,7 @@ DATA_PROBLEMS = [
     Case("an unknown group", CHECK, ("there is no column 'shopp'", "did you mean 'shop'?"), recipe((DATA, DATA + "\n  groups: [shopp]"))),
     Case("an unknown column to split by", CHECK, ("there is no column 'shopp' to split by", "did you mean 'shop'?"), recipe((DATA, DATA + "\n  split: {type: group, by: shopp}"))),
     Case("an unknown column to clean", CHECK, ("there is no column 'agee' to clean", "did you mean 'age'?"), recipe((DATA, DATA + "\n  clean: [{type: outliers, columns: [agee]}]"))),
-    Case("a text as a target", CHECK, ("column 'review' is read as text, which cannot be a target; targets are number, category, binary or set"), recipe(("age: number, city: category, review: text", "age: number"), ("label: category", "review: text"))),
+    Case("a text as a target", CHECK, ("model type 'mlp' writes no text, and target 'review' is a text; take type 'seq2seq'"), recipe(("age: number, city: category, review: text", "age: number"), ("label: category", "review: text"))),
     Case("a constant target", CHECK, ("column 'label': every training row has the value 'good', so there is nothing to learn",), table(label=lambda i: "good")),
     Case("no target", CHECK, ("column 'label'", "no training row holds a value"), table(label=lambda i: None)),
     Case("no number in a target", CHECK, ("column 'price'", "no training row holds a number"), both(table(price=lambda i: None), recipe(("label: category", "price: number")))),
@@ -322,8 +322,8 @@ ARTEFACTS = [
 ]  # fmt: skip
 
 COMMANDS = [
-    Case("no verb", (), ("no verb", "init, check, train, predict")),
-    Case("an unknown verb", ("trian", "r.yaml"), ("'trian'", "Did you mean 'train'", "verbs are init, check, train")),
+    Case("no verb", (), ("no verb", "init, check, train, import, export, predict")),
+    Case("an unknown verb", ("trian", "r.yaml"), ("'trian'", "Did you mean 'train'", "verbs are init, check, train, import, export, predict")),
     Case("an unknown option", ("train", "r.yaml", "--epochs", "3"), ("--epochs", "luban train --help")),
     Case("no recipe named", ("train",), ("RECIPE", "luban train --help")),
     Case("too many words", ("predict", "model", "rows.csv", "more.csv"), ("more.csv",)),

@@ -20,17 +20,26 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import nn
 
+from luban.adapt.lora import LoRA, write_peft
+from luban.artefact import build_model
+from luban.data.batch import to_batch
 from luban.data.cleaning.invalid import Rule
 from luban.data.contracts import Field, Flat, Spec
+from luban.data.pipeline import Pipeline
 from luban.data.ragged import Ragged
 from luban.errors import LubanError
+from luban.models import _kernels
+from luban.models._core import Projection
 from luban.objectives._base import TargetFacts
+from luban.objectives._language import LanguageObjective
+from luban.objectives._wrapping import Wrapping
 from luban.recipe import Data, Recipe, Section, Train, load, read_yaml
 from luban.registry import SECTIONS, lookup, names
 from luban.training.checkpoint import Checkpoints
-from luban.training.plan import _texts_to_augment
+from luban.training.plan import _texts_to_augment, make_plan
 from luban.training.progress import Progress
 from luban.verbs.evaluate import evaluate
 from luban.verbs.train import train
@@ -48,6 +57,7 @@ DECAY: dict[str, Any] = {
     "learning_rate": 0.5,
     "weight_decay": 0.3,
     "decay_all": ({"weight_decay": 0.3}, True),
+    "layer_decay": 0.5,
 }
 ADAM = DECAY | {"beta1": 0.3, "beta2": 0.3, "eps": 0.5}
 OPTIMIZERS: Cases = {
@@ -60,9 +70,20 @@ SCHEDULES: Cases = {
     "one_cycle": {"warmup": 0.5, "start": 0.5, "peak": 2.0, "end": 0.5}, "plateau": {"warmup": 3, "shrink": 0.2, "patience": 0, "min_factor": 0.4},
 }  # fmt: skip
 SUPERVISED: dict[str, Any] = {"base": {"target": "a"}, "weight": 2.0, "target": "b"}
+WRAPPED: dict[str, Any] = {
+    "base": {"objective": {"type": "cross_entropy", "target": "a"}},
+    "weight": 2.0,
+    "objective": {"type": "cross_entropy", "target": "b"},
+}
 CLASSES = SUPERVISED | {"class_weights": {"x": 3.0}}
+LANGUAGE: dict[str, Any] = {"base": {"column": "a", "length": 32}, "weight": 2.0, "column": "b", "length": 16}
 OBJECTIVES: Cases = {
     "binary_cross_entropy": SUPERVISED | {"label_smoothing": 0.2, "positive_weight": 3.0}, "cross_entropy": CLASSES | {"label_smoothing": 0.2},
+    "adversarial": WRAPPED | {"method": "pgd", "epsilon": 0.3, "steps": ({"method": "pgd"}, 2), "step_size": ({"method": "pgd"}, 0.1), "norm": "linf"},
+    "seq2seq": SUPERVISED | {"label_smoothing": 0.2},
+    "r_drop": WRAPPED | {"alpha": 0.5},
+    "dpo": {"base": {"chosen": "a", "rejected": "b"}, "weight": 2.0, "chosen": "c", "rejected": "c", "beta": 0.5, "variant": "ipo", "label_smoothing": 0.2},
+    "causal_lm": LANGUAGE, "masked_lm": LANGUAGE | {"share": 0.5, "masked": 0.1, "random": 0.2, "whole_word": True}, "next_sentence": LANGUAGE | {"pairs": "order"},
     "focal": CLASSES | {"gamma": 0.5}, "huber": SUPERVISED | {"delta": 0.1}, "mean_absolute": SUPERVISED, "mean_squared": SUPERVISED,
 }  # fmt: skip
 CLEANING: Cases = {
@@ -86,7 +107,10 @@ PROCESSORS: Cases = {
     "binary": {"positive": "no", "threshold": 0.9}, "category": {"min_count": 2, "max_size": 2}, "date": {"formats": ["%Y-%d-%m"]},
     "image": {"height": 3, "width": 3, "channels": 3, "resize": ({"height": 6, "width": 3}, "fit"), "normalize": "zscore"},
     "number": {"normalize": "log", "missing": "median", "indicator": False}, "set": {"separator": ",", "min_count": 2, "max_size": 1, "threshold": 0.9},
-    "text": {"tokens": "word", "tokenizer": "tokenizer.json", "vocabulary": 16, "min_count": 1, "max_length": 2, "lowercase": False, "special": True},
+    "text": {"tokens": "word", "tokenizer": "tokenizer.json", "vocabulary": 16, "min_count": 1, "max_length": 2, "lowercase": False, "special": True,
+        "normalize": "none", "digits": ({"tokens": "word"}, "single"), "byte_fallback": True, "end": True, "bytes": True, "like": "other"},
+    "chat": {"tokens": "word", "tokenizer": "tokenizer.json", "vocabulary": 16, "min_count": 1, "max_length": 24, "lowercase": False, "special": True,
+        "normalize": "none", "digits": ({"tokens": "word"}, "single"), "byte_fallback": True, "end": True, "bytes": True, "like": "other", "template": "plain"},
     "vector": {"normalize": "minmax"},
 }  # fmt: skip
 COLUMNS: dict[str, Any] = {"columns": ["other"]}
@@ -110,14 +134,23 @@ SOURCES: Cases = {
     "images": {"base": {"path": "pictures"}, "path": "pictures/cat", "table": "pictures.csv", "column": ({"table": "pictures.csv"}, "other")},
     "jsonl": {"base": {"path": "a.jsonl"}, "path": "b.jsonl", "encoding": "latin-1", "keys": ["b"]}, "npz": {"base": {"path": "a.npz"}, "path": "b.npz", "arrays": {"c": "a"}},
     "parquet": {"base": {"path": "a.parquet"}, "path": "b.parquet"},
+    "conversations": {"base": {"path": "chats.jsonl"}, "path": "chats2.jsonl", "format": "alpaca", "names": {"conversations": "a"}, "keys": [], "encoding": "latin-1"},
     "sql": {"base": {"connection": "sqlite:///a.db", "query": "select a from t"}, "connection": "sqlite:///b.db", "query": "select b from t"},
+    "text": {"base": {"path": "a.txt"}, "path": "b.txt", "encoding": "latin-1", "documents": "blank", "column": "body"},
     "tsv": CSV | {"base": {"path": "a.tsv"}, "path": "b.tsv", "separator": ",", "ragged": ({"path": "ragged.tsv"}, "pad")},
 }  # fmt: skip
 CALLBACKS: Cases = {
     "early_stopping": {"patience": 1, "converged": 0.9}, "mlflow": {"experiment": "mine", "tracking": "there"}, "tensorboard": {"folder": "there"},
-    "wandb": {"project": "mine", "mode": "online"},
+    "wandb": {"project": "mine", "mode": "online"}, "unfreeze": {"every": 2, "unit": "steps", "layers": 2},
 }  # fmt: skip
-ADAPT: Cases = {"freeze": {"base": {"patterns": ["0.*"]}, "patterns": ["*.bias"]}}
+ADAPT: Cases = {
+    "freeze": {"base": {"patterns": ["heads.*"]}, "patterns": ["*.bias"]},
+    "lora": {
+        "from": "adapter", "rank": 2, "alpha": 3.0, "dropout": 0.5, "targets": ["*.attention.q"], "layers": {"*.q": {"rank": 3}}, "rslora": True, "dora": True,
+        "train": ["heads.*"], "merge": True,
+    },
+    "reinitialise": {"layers": 2, "pooler": False},
+}  # fmt: skip
 TRIED: dict[str, Cases] = {
     "sources": SOURCES, "processors": PROCESSORS, "cleaning": CLEANING, "splits": SPLITS, "augment": AUGMENT, "adapt": ADAPT, "objectives": OBJECTIVES,
     "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "callbacks": CALLBACKS,
@@ -141,7 +174,7 @@ def plain(value: Any) -> Any:
 def see_optimizers(component: Any) -> Any:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Embedding(99, 3))
-    optimizer = component.build(net.named_parameters())
+    optimizer = component.build((f"layers.{name}", parameter) for name, parameter in net.named_parameters())
     for step in range(3):  # gradients that grow: some updates are clipped, and no two moments are alike
         for parameter in net.parameters():
             parameter.grad = torch.randn_like(parameter) * 3.0**step
@@ -165,7 +198,78 @@ KINDS = {
 }
 
 
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dropout, self.a, self.b = nn.Dropout(0.5), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, batch: Any) -> Any:
+        x = self.dropout(batch["x.value"])
+        return {"a.logits": self.a(x), "b.logits": self.b(x)}
+
+
+def see_dpo(component: Any) -> Any:
+    ids = {name: Ragged.from_rows([torch.arange(4) + i, torch.arange(5) + 2 * i]) for i, name in enumerate("abc")}
+    batch: dict[str, Any] = {f"{name}.ids": one for name, one in ids.items()}
+    batch |= {f"{name}.answer": one.like(torch.ones_like(one.values)) for name, one in ids.items()}
+    batch = component.collate(batch, torch.Generator())
+    labels = batch["dpo.labels"]
+    outputs = {f"{name}.tokens": Costs(i + 1.0) for i, name in enumerate("abc")}
+    parts = component.losses(outputs | {"reference": torch.zeros(4)}, batch)
+    return labels, {name: (float(one.total), float(one.count), one.weight) for name, one in parts.items()}
+
+
+def see_seq2seq(component: Any) -> Any:
+    field = {name: Field(name, "text", "target", "int16", None, size=7) for name in "ab"}
+    component.setup({name: TargetFacts(f"{name}.ids", one) for name, one in field.items()})
+    generator = torch.Generator().manual_seed(0)
+    drawn = {name: torch.randint(7, (4,), generator=generator) for name in "ab"}
+    batch: dict[str, Any] = {f"{name}.ids": Ragged.from_rows([ids]) for name, ids in drawn.items()}
+    outputs = {
+        f"{name}.tokens": Projection(torch.randn(4, 3, generator=generator), torch.randn(7, 3, generator=generator))
+        for name in "ab"
+    }
+    parts = component.losses(outputs, batch)
+    return {name: (float(one.total), float(one.count), one.weight) for name, one in parts.items()}
+
+
+class Costs:
+    """What tokens cost, in the place of a projection."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def losses(self, labels: torch.Tensor) -> torch.Tensor:
+        return self.factor * labels.float()
+
+
+def see_language(component: Any) -> Any:
+    """What an objective over tokens makes of two texts, and what it counts."""
+    texts = {}
+    for name, value in (("a", "the working carpenters measured twice. then nobody complained"), ("b", "b is another text. it is longer, too")):
+        text: Any = Section("processors").parse({"type": "text", "tokens": "wordpiece", "min_count": 1})
+        text.update(pl.Series([value]))
+        text.finish()
+        texts[name] = text
+    whole = Pipeline(texts, {})
+    fields = component.bind(whole, 64)
+    encoded = {f"{name}.ids": text.encode_texts(["the measured text", "carpenters. nobody is longer"] * 4)["ids"] for name, text in texts.items()}
+    batch = component.collate(to_batch(encoded, whole.spec), torch.Generator().manual_seed(0))
+    component.setup({})
+    counts = component.count(batch)
+    outputs = {f"{name}.tokens": Projection(torch.ones(len(batch.get(f"{name}.labels", ())), 2), torch.ones(99, 2)) for name in "ab"}
+    parts = component.losses(outputs | {"next_sentence.logits": torch.randn(8, 2)}, batch)
+    return {name: str(one) for name, one in fields.items()}, component.window(), plain(batch), counts, [part.weight for part in parts.values()]
+
+
 def see_objectives(component: Any) -> Any:
+    if isinstance(component, LanguageObjective):
+        return see_language(component)
+    if component.type == "dpo":
+        return see_dpo(component)
+    if component.type == "seq2seq":
+        return see_seq2seq(component)
     kind = KINDS.get(component.type, "category")
     width = 3 if kind == "category" else 1
     classes = {"category": ["x", "y", "z"], "binary": ["x", "y"]}.get(kind)
@@ -180,6 +284,9 @@ def see_objectives(component: Any) -> Any:
     outputs = {f"{name}.{output}": torch.randn(10, width, generator=generator) for name in "ab"}
     if kind == "number":
         batch = {name: value.float() for name, value in batch.items()}
+    if isinstance(component, Wrapping):
+        parts = component.forward(TwoHeads(), batch | {"x.value": torch.randn(10, 4, generator=generator)})
+        return {name: (float(one.total.detach()), one.weight) for name, one in parts.items()}
     return {
         name: (float(one.total), float(one.count), one.weight)
         for name, one in component.losses(outputs, batch).items()
@@ -224,7 +331,7 @@ def see_splits(component: Any) -> Any:
 VALUES: dict[str, list[Any]] = {
     "binary": ["yes", "no", None], "category": ["a", "b", "b", "c", "c", "c", None], "date": ["2024-01-02", "2023-05-06", "2024-02-29"],
     "number": ["1", "2", None, "50"], "set": ["a;b", "b;c", "c,d", "b"], "vector": [[1.0, 2.0], [3.0, 9.0]],
-    "text": ["Hello world, hello you 123", "the other World of words " * 3, "a b c d e f g h i j k l m n o p q r s t u v w x y z"],
+    "text": ["Hello world, hello you 123, ｅｅ", "the other World of words " * 3, "a b c d e f g h i j k l m n o p q r s t u v w x y z"],
     "image": [np.arange(24, dtype=np.uint8).reshape(4, 6).tolist(), np.full((8, 2), 200, np.uint8).tolist()],
 }  # fmt: skip
 
@@ -263,9 +370,21 @@ def see_augment(component: Any) -> Any:
     return component.batch(batch, spec, torch.Generator().manual_seed(1))
 
 
+CHATS = [
+    json.dumps([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    for question, answer in [("Hello world 123, ｅｅ", "the World of words"), ("a b c d e f g h", "words " * 9), ("Hello you", "i")]
+]  # fmt: skip
+VALUES["chat"] = CHATS
+
+
 def write_sources(folder: Path) -> None:
+    for i, name in enumerate(("chats", "chats2")):
+        row = {"conversations": json.loads(CHATS[i]), "instruction": "x", "output": "é", "a": CHATS[2]}
+        (folder / f"{name}.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "a.csv").write_text('a,b\n"1;x","é"\n2,\'3\'\n', encoding="utf-8")
     (folder / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    (folder / "a.txt").write_text("one\nand é\n\ntwo\n", encoding="utf-8")
+    (folder / "b.txt").write_text("three\n")
     (folder / "a.tsv").write_text('a\tb\n"1,x"\t"é"\n2\t\'3\'\n', encoding="utf-8")
     (folder / "b.tsv").write_text("a\tb\n9\t9\n")
     (folder / "ragged.tsv").write_text("a\tb\n1\t2\n3\n")
@@ -318,24 +437,48 @@ def see_callbacks(component: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     component.require()
     component.on_start(Path("folder"), {})
     progress = Progress()
-    stops = []
+    stops: list[Any] = []
+    net = bert()
     for look in range(6):
-        progress.step, progress.since_best = look, max(0, look - 2)
+        progress.step, progress.epoch, progress.since_best = look, look // 2, max(0, look - 2)
+        component.before_update(net, progress)
+        stops.append(sum(parameter.requires_grad for parameter in net.parameters()))
         component.on_step(progress, {"loss": 1.0})
         stops.append(component.on_evaluate(progress, {"loss": 1.0 - look / 10}))
     component.on_end(progress)
     return stops, progress.stopped, package.calls
 
 
+def bert() -> nn.Module:
+    fields = {
+        "text.ids": Field("text", "text", "input", "int64", None, size=20),
+        "label.index": Field("label", "category", "target", "int64", size=2, output="logits", width=2),
+    }
+    torch.manual_seed(0)
+    model = Section("models").parse({"type": "bert", "layers": 3, "hidden_size": 8, "heads": 2})
+    return build_model(model, [], Spec(fields))
+
+
 def see_adapt(component: Any) -> Any:
-    net = component.apply(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
-    return [parameter.requires_grad for parameter in net.parameters()]
+    """What is trained, what comes out while it is, and what an artefact holds."""
+    net = component.apply(bert()).train()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        out = net({"text.ids": Ragged.from_rows([torch.arange(9), torch.arange(4)])})["label.logits"]
+    trained = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    return trained, out, [*component.finish(net)[0].state_dict()]
 
 
 def see(section: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """What can be seen of a component, or the error that it ends in."""
-    component = Section(section).parse(options)
-    look = globals()[f"see_{section}"]
+    try:
+        component = Section(section).parse(options)
+    except ValidationError as error:  # a key that a component inherits and refuses
+        return str(error)
+    look: Any = globals()[f"see_{section}"]
     try:
         return plain(look(component, monkeypatch) if section == "callbacks" else look(component))
     except LubanError as error:
@@ -358,7 +501,9 @@ def test_every_key_of_every_component_is_tried() -> None:
     for section, cases in TRIED.items():
         assert set(cases) == set(names(section))
         for name, keys in cases.items():
-            assert set(keys) - {"base"} == set(lookup(section, name).model_fields), f"{section} {name}"
+            fields = lookup(section, name).model_fields
+            known = {info.alias or key for key, info in fields.items()}
+            assert set(keys) - {"base"} == known, f"{section} {name}"
 
 
 @pytest.fixture
@@ -373,6 +518,9 @@ def test_key_does_something(
 ) -> None:
     if section == "sources":
         write_sources(here)
+    if (name, key) == ("lora", "from"):
+        step = LoRA(rank=3, alpha=9.0)
+        write_peft(step.apply(bert()), [step], here / "adapter")
     if key == "tokenizer":
         shutil.copy(tiny / "model" / "tokenizer.json", here)
     base = {"type": name, **TRIED[section][name].get("base", {})}
@@ -459,8 +607,20 @@ SECTION_KEYS = [("data", DATA), ("train", TRAIN), ("", WHOLE)]
 
 def test_every_key_of_every_section_is_tried() -> None:
     assert set(DATA) == set(Data.model_fields)
-    assert set(TRAIN) == set(Train.model_fields)
+    assert set(TRAIN) | {"kernels"} == set(Train.model_fields)
     assert set(WHOLE) | {"data", "train"} == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "native", "torch"])
+def test_kernels_are_those_asked_for(kernels: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    use = _kernels.use
+    monkeypatch.setattr(_kernels, "use", lambda which: (asked.append(which), use("torch"))[1])  # which builds nothing
+    recipe = read_yaml(RECIPE).data
+    data = {**recipe["data"], "inputs": {"review": "text"}}
+    recipe = {**recipe, "data": data, "model": {"type": "bert", "size": "tiny"}, "train": {**recipe["train"], "kernels": kernels}}
+    assert make_plan(load(recipe)).recipe.train.kernels == "torch"
+    assert asked == [kernels]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from luban.models._base import Model
 from luban.recipe import Component, Section, read_yaml
 from luban.tensors import write_tensors
 
-__all__ = ["FORMAT", "Artefact", "build_model", "is_artefact", "write", "write_json"]
+__all__ = ["FORMAT", "Artefact", "build_model", "finish_model", "is_artefact", "write", "write_json"]
 
 FORMAT = 1
 _TOKENIZER = "tokenizer.json"
@@ -65,7 +65,19 @@ def build_model(
         said.append(f"new weights, which the pretrained model lacks: {', '.join(missing)}")
     for step in adapt:
         module = cast(Adaptation, step).apply(module)
+        if said is not None:
+            said += cast(Adaptation, step).notes()
     return module
+
+
+def finish_model(module: nn.Module, adapt: Sequence[Component]) -> tuple[nn.Module, list[Component]]:
+    """Return what an artefact holds of a trained module: itself, or without the adapters that were merged into it; and the
+    steps that are still to be replayed when it is loaded."""
+    kept: list[Component] = []
+    for step in adapt:
+        module, left = cast(Adaptation, step).finish(module)
+        kept += [left] if left is not None else []
+    return module, kept
 
 
 @dataclass

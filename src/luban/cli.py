@@ -262,6 +262,17 @@ def predict(
             help="A file, '-' for JSON lines on stdin, a JSON row, or the value of the only input.",
         ),
     ],
+    generation: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="For a language model: max_tokens=50 temperature=0.7 ..."),
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option("-c", "--candidate", help="For a language model: an answer to choose from; repeat it."),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="For a language model: show the text on stderr as it comes.")
+    ] = False,
     output: Output = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -270,7 +281,18 @@ def predict(
     from luban import files
     from luban.verbs.predict import predict as verb
 
-    predictions = verb(artefact, data, device=device)
+    def show(piece: Any) -> None:
+        sys.stderr.write(piece.text + ("\n" if piece.finish_reason else ""))
+        sys.stderr.flush()
+
+    predictions = verb(
+        artefact,
+        data,
+        generation or (),
+        candidates=candidate or (),
+        device=device,
+        on_piece=show if stream else None,
+    )
     if as_json and output is None:
         _json({"artefact": artefact, "predictions": [_finite(one) for one in predictions]})
         return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "Terminal"]
 
-_MAIN = ("accuracy", "subset_accuracy", "f1_macro", "rmse", "r2")  # what a look at the validation rows shows
+_MAIN = ("accuracy", "subset_accuracy", "f1_macro", "rmse", "r2", "perplexity")  # what a look at the validation rows shows
 
 
 class Console:
@@ -24,8 +24,8 @@ class Console:
     def say(self, sentence: str) -> None:
         """Tell a fact."""
 
-    def stage(self, name: str, rows: int) -> None:
-        """Tell how far a stage of data preparation is."""
+    def stage(self, name: str, rows: int, total: int | None = None) -> None:
+        """Tell how far a stage of data preparation is: rows done, and of how many where that is known."""
 
     def end_stage(self) -> None:
         """Close the line of the present stage."""
@@ -43,22 +43,28 @@ class Terminal(Console):
 
         self.rich: RichConsole = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._stage = ""
-        self._shown = 0.0
+        self._shown = self._begun = 0.0
 
     def say(self, sentence: str) -> None:
         self.end_stage()
         self.rich.print(sentence, markup=False)
 
-    def stage(self, name: str, rows: int) -> None:
+    def stage(self, name: str, rows: int, total: int | None = None) -> None:
         if not self.rich.is_terminal:
             return
         now = time.monotonic()
         if name != self._stage:
             self.end_stage()
+            self._begun = now
         elif now - self._shown < 0.1:
             return
         self._stage, self._shown = name, now
-        sys.stderr.write(f"\r  {name}: {rows:,} rows\x1b[K")
+        text = f"{name}: {rows:,} rows" if rows else name
+        if total and 0 < rows <= total:
+            done = round(10 * rows / total)
+            left = (now - self._begun) / rows * (total - rows)
+            text = f"{name}  {'━' * done}{'╌' * (10 - done)}  {rows:,} of {total:,} rows, {left:,.0f} s left"
+        sys.stderr.write(f"\r  {text}\x1b[K")
         sys.stderr.flush()
 
     def end_stage(self) -> None:

@@ -6,21 +6,30 @@ about the text itself. `Predictor` sends rows here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 from torch import Tensor, nn
 
 from luban.data.batch import to_batch
-from luban.data.contracts import Flat, Spec
+from luban.data.contracts import Encoded, Flat, Spec
 from luban.data.pipeline import Pipeline
+from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
+from luban.data.store import slice_rows
 from luban.data.windows import windows_of
+from luban.errors import InputError
+from luban.generation.engine import generate
+from luban.generation.options import Generation
+from luban.generation.reader import Piece
+from luban.generation.score import score
 from luban.models._language import LanguageEncoder, encoder_of
 from luban.objectives.causal_lm import CausalLM
 from luban.objectives.masked_lm import MaskedLM
@@ -70,6 +79,17 @@ class Speaker:
         self.objective.bind(pipeline, limit)
         self.limit = limit
 
+    def measure(self, values: pl.Series) -> list[Score]:
+        """Return how probable texts are, given the cells of the column; of conversations, how probable their answers are."""
+        if isinstance(self.text, Chat):
+            chats = self.text.answers(values)
+            windows, document = chats.ids, np.arange(len(values))
+            return self._score(windows, document, chats.bytes.tolist(), chats.answer)
+        texts = values.cast(pl.String, strict=False).fill_null("").to_list()
+        ids = self.text.encode_texts(texts)["ids"]
+        assert isinstance(ids, Flat)
+        return self.score(ids, texts)
+
     def score(self, ids: Flat, texts: Sequence[str]) -> list[Score]:
         """Return how probable texts are, given their tokens.
 
@@ -80,15 +100,20 @@ class Speaker:
         assert window is not None
         _, length, overlap, trim = window
         parts, document = windows_of(ids, length, overlap, trim)
-        losses = np.zeros(len(texts))
-        counts = np.zeros(len(texts), dtype=np.int64)
+        return self._score(parts, document, [len(text.encode()) for text in texts])
+
+    def _score(
+        self, parts: Flat, document: npt.NDArray[np.int64], sizes: Sequence[int], answer: Flat | None = None
+    ) -> list[Score]:
+        """Score examples: `document` says of which text each is, `answer` which tokens are to be predicted."""
+        losses = np.zeros(len(sizes))
+        counts = np.zeros(len(sizes), dtype=np.int64)
         generator = torch.Generator()
         for start, stop in _batches(np.diff(parts.offsets)):
-            flat = Flat(
-                parts.values[parts.offsets[start] : parts.offsets[stop]],
-                parts.offsets[start : stop + 1] - parts.offsets[start],
-            )
-            batch = to_batch({f"{self.column}.ids": flat}, self.spec)
+            encoded: Encoded = {f"{self.column}.ids": parts}
+            if answer is not None:
+                encoded[f"{self.column}.answer"] = answer
+            batch = to_batch(slice_rows(encoded, start, stop), self.spec)
             batch = self.objective.collate(batch, generator.manual_seed(start))
             rows = _rows_of(batch[f"{self.column}.ids"], batch[f"{self.column}.read"])
             moved = {name: value.to(self.device) for name, value in batch.items()}
@@ -97,10 +122,84 @@ class Speaker:
             of = document[start + rows]
             np.add.at(losses, of, each.double().cpu().numpy())
             np.add.at(counts, of, 1)
+        return [Score(float(loss), int(n), size) for loss, n, size in zip(losses, counts, sizes, strict=True)]
+
+    def predict(
+        self,
+        texts: Sequence[Any],
+        options: Generation | None = None,
+        candidates: Sequence[str] = (),
+        on_piece: Callable[[Piece], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return what the model makes of texts: their continuation, the best of `candidates`, or what their masks hid.
+
+        Args:
+            texts: values of the column.
+            options: how a continuation is generated.
+            candidates: answers to choose from instead; each text is a prompt, which an answer follows.
+            on_piece: is shown a continuation as it comes.
+
+        Raises:
+            InputError: if a masked model is asked to continue or to choose.
+            DataError: if a text has no token to begin with.
+        """
+        if not self.causal:
+            if options is not None or candidates:
+                raise InputError(
+                    f"a masked language model fills in {self.text.trained.id_to_token(self.text.mask_id or 0)}; it neither continues texts nor scores answers"
+                )
+            return [self._filled(str(text or "")) for text in texts]
+        if not texts:
+            return []
+        prompts = [self.prompt(text) for text in texts]
+        if candidates:
+            answers = [self.text.trained.encode(one, add_special_tokens=False).ids for one in candidates]
+            shares = score(self.module, prompts, answers).softmax(1)
+            return [
+                {
+                    "answer": candidates[int(row.argmax())],
+                    "answer.score": float(row.max()),
+                    "answer.scores": dict(zip(candidates, row.tolist(), strict=True)),
+                }
+                for row in shares
+            ]
+        end = {i for i in (self.text.end_id,) if i is not None}
+        if isinstance(self.text, Chat):
+            end |= self.text.stop_ids
+        generated = generate(
+            self.module,
+            prompts,
+            options or Generation(),
+            end=end,
+            decode=self.text.decode_ids,
+            tokenizer=self.text.trained,
+            on_piece=on_piece,
+        )
         return [
-            Score(float(loss), int(n), len(text.encode()))
-            for loss, n, text in zip(losses, counts, texts, strict=True)
+            {
+                "completion": one.text,
+                "completion.finish_reason": one.finish_reason,
+                "completion.tokens": len(one.ids),
+                "completion.log_probability": sum(one.logprobs),
+            }
+            for one in generated
         ]
+
+    def prompt(self, text: Any) -> list[int]:
+        """Return the tokens of a text that is to be continued; where it has none, the one that begins or ends texts."""
+        # A conversation may be a list of messages, of which its JSON text says the same.
+        ids = self.text.prompt_ids(json.dumps(text) if isinstance(text, list | dict) else str(text or ""))
+        if ids:
+            return ids
+        edge = self.text.begin_id if self.text.begin_id is not None else self.text.end_id
+        return [] if edge is None else [edge]
+
+    def _filled(self, text: str) -> dict[str, Any]:
+        fills = self.fill(text)
+        mask = str(self.text.trained.id_to_token(self.text.mask_id or 0))
+        for best in fills:
+            text = text.replace(mask, best[0][0], 1)
+        return {"filled": text, "fills": [dict(best) for best in fills]}
 
     def fill(self, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
         """Return, for each mask in a text, the k most probable tokens and their probabilities."""
@@ -146,12 +245,14 @@ def _rows_of(ids: Tensor | Ragged, places: Tensor | Ragged) -> npt.NDArray[np.in
     return rows
 
 
-def replay(speaker: Speaker, ids: Flat, texts: Sequence[str]) -> list[dict[str, Any]]:
+def replay(speaker: Speaker, values: pl.Series) -> list[dict[str, Any]]:
     """Return what the parity contract compares of texts: the mean loss of their tokens."""
+    return losses(speaker.column, speaker.measure(values))
+
+
+def losses(column: str, scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Return the mean loss of the tokens of texts as a prediction has it."""
     return [
-        {
-            f"{speaker.column}.loss": score.loss / max(1, score.tokens),
-            f"{speaker.column}.tokens": score.tokens,
-        }
-        for score in speaker.score(ids, texts)
+        {f"{column}.loss": score.loss / max(1, score.tokens), f"{column}.tokens": score.tokens}
+        for score in scores
     ]

@@ -18,14 +18,19 @@ from torch import nn
 from luban import language
 from luban.artefact import Artefact
 from luban.data.batch import Batch, to_batch
-from luban.data.contracts import Array, Encoded, Flat, Spec
+from luban.data.contracts import Array, Encoded, Spec
 from luban.data.pipeline import Pipeline
 from luban.data.store import slice_rows
 from luban.errors import ArtefactError, DataError, InputError, LubanError, ParityError
+from luban.generation.options import Generation
+from luban.generation.reader import Piece
 from luban.language import Speaker, speaker_of
+from luban.recipe import options_from
+from luban.writing import Writer, writer_of
 
 __all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
 
+_SPOKEN = 32  # texts continued at a time: as many caches of keys and values
 _ENCODED = (
     1024  # rows encoded at a time: many, because polars has a price a call, but not a gigabyte of images
 )
@@ -55,38 +60,56 @@ class Predictor:
         """What the model makes of texts where tokens are its target; None for any other."""
         return speaker_of(self.model, self.pipeline, self.spec, self.device)
 
+    @cached_property
+    def writer(self) -> Writer | None:
+        """What writes the target that is a text; None where there is none."""
+        return writer_of(self.model, self.pipeline, self.spec, self.device)
+
     def replay(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return what the parity contract compares, a row: predictions, and for a language model how probable the text is.
 
-        A text that was generated would not do: where two tokens are about as probable, machines differ.
+        A text that was generated would not do: where two tokens are about as probable, machines differ. So rows bring the
+        texts of a target that is written.
         """
-        predictions = (
-            self.predict(rows) if self.pipeline.targets or self.speaker is None else [{} for _ in rows]
-        )
+        predictions: list[dict[str, Any]] = [{} for _ in rows]
+        if self.pipeline.scored or (self.speaker is None and self.writer is None):
+            predictions = self._predict(frame_of(list(rows)), 256, None, None, write=False)
+        if self.writer is not None:
+            for prediction, own in zip(predictions, self._scored_texts(frame_of(list(rows))), strict=True):
+                prediction.update(own)
         if self.speaker is not None:
-            frame = self.clean(frame_of(list(rows)))
-            column = self.speaker.column
-            texts = frame[column].cast(pl.String, strict=False).fill_null("").to_list()
-            ids = self.speaker.text.encode_texts(texts)["ids"]
-            assert isinstance(ids, Flat)
-            for prediction, own in zip(predictions, language.replay(self.speaker, ids, texts), strict=True):
+            values = self.clean(frame_of(list(rows)))[self.speaker.column]
+            for prediction, own in zip(predictions, language.replay(self.speaker, values), strict=True):
                 prediction.update(own)
         return predictions
 
     def predict(
-        self, rows: Iterable[Mapping[str, Any]] | pl.DataFrame, *, batch_size: int = 256
+        self,
+        rows: Iterable[Mapping[str, Any]] | pl.DataFrame,
+        *,
+        batch_size: int = 256,
+        generation: Generation | Mapping[str, Any] | None = None,
+        candidates: Sequence[str] = (),
+        on_piece: Callable[[Piece], None] | None = None,
     ) -> list[dict[str, Any]]:
         """Return one prediction a row.
 
         For a target ``label`` a prediction has ``label`` (the value), and for classes ``label.score`` (the probability of that
-        value) and ``label.scores``. A row that cannot be read gets ``error`` instead; it is never left out.
+        value) and ``label.scores``; for a text ``label.finish_reason``, which is ``length`` where it was cut, ``label.tokens`` and
+        ``label.log_probability``. A row that cannot be read gets ``error`` instead; it is never left out. A causal language
+        model gives ``completion``, or ``answer`` where there are candidates; a masked one ``filled``; a model without any target
+        ``embedding``.
 
         Args:
             rows: mappings of column → value, or a DataFrame; columns the model does not read are ignored.
             batch_size: rows at a time.
+            generation: how a language model continues a text, or a text is written (`luban.generation.options.Generation`).
+            candidates: answers that a language model chooses from, instead of continuing.
+            on_piece: is shown a continuation as it comes.
 
         Raises:
             DataError: if a column that the model reads is missing.
+            InputError: if the model cannot do what is asked of it.
 
         Example:
             >>> luban.load("runs/reviews").predict([{"review": "很好看"}])      # doctest: +SKIP
@@ -94,10 +117,37 @@ class Predictor:
         """
         frame = rows if isinstance(rows, pl.DataFrame) else frame_of(list(rows))
         predictions: list[dict[str, Any]] = []
+        options = generation
+        if options is not None and not isinstance(options, Generation):
+            options = options_from(Generation, options, "generation")
+        if self.speaker is not None and not self.pipeline.targets:
+            cleaned = self.clean(frame)
+            texts = cleaned[self.speaker.column].to_list()
+            for start in range(0, len(texts), _SPOKEN):
+                some = texts[start : start + _SPOKEN]
+                predictions += self.speaker.predict(some, options, candidates, on_piece)
+            return predictions
+        if (generation is not None and self.writer is None) or candidates:
+            raise InputError(
+                f"only a language model generates or chooses among answers; this artefact predicts {', '.join(self.pipeline.targets) or 'vectors'}"
+            )
+        return self._predict(frame, batch_size, options, on_piece)
+
+    def _predict(
+        self,
+        frame: pl.DataFrame,
+        batch_size: int,
+        options: Generation | None,
+        on_piece: Callable[[Piece], None] | None,
+        *,
+        write: bool = True,
+    ) -> list[dict[str, Any]]:
+        """Return one prediction a row, of the targets that are columns; `write` those that are written too."""
+        predictions: list[dict[str, Any]] = []
         for start in range(0, len(frame), _ENCODED):
             part = frame.slice(start, _ENCODED)
             try:
-                outputs, kept = self.outputs(part, batch_size)
+                encoded, kept = self.encode(part)
             except pl.exceptions.PolarsError as error:
                 # A cell of a kind that no processor foresees (a list where a number belongs): its row alone is at fault.
                 if len(part) == 1:
@@ -105,17 +155,28 @@ class Predictor:
                         {"error": f"a cell cannot be read: {' '.join(str(error).split())[:120]}"}
                     )
                 else:
-                    predictions += [p for row in part.to_dicts() for p in self.predict([row])]
+                    alone = [frame_of([row]) for row in part.to_dicts()]
+                    predictions += [
+                        p
+                        for row in alone
+                        for p in self._predict(row, batch_size, options, on_piece, write=write)
+                    ]
                 continue
+            needed = self.pipeline.scored or not self.pipeline.written
+            outputs = self._outputs(encoded, kept, batch_size) if needed else {}
             decoded: list[dict[str, Any]] = [{} for _ in range(int(kept.sum()))]
             if not self.pipeline.targets:
                 for prediction, vector in zip(decoded, outputs["features"].tolist(), strict=True):
                     prediction["embedding"] = vector
-            for column, processor in self.pipeline.targets.items():
+            for column, processor in self.pipeline.scored.items():
                 values = processor.decode(outputs[f"{column}.{processor.output}"])
                 for prediction, value in zip(decoded, values, strict=True):
                     prediction[column] = value.pop("value")
                     prediction.update({f"{column}.{name}": one for name, one in value.items()})
+            if self.writer is not None and write and decoded:
+                written = self.writer.predict(encoded, options, batch_size, on_piece)
+                for prediction, value in zip(decoded, written, strict=True):
+                    prediction.update(value)
             readable = iter(decoded)
             reasons = None if kept.all() else self._reasons(part)
             predictions += [
@@ -123,6 +184,20 @@ class Predictor:
                 for i, good in enumerate(kept.tolist())
             ]
         return predictions
+
+    def _scored_texts(self, frame: pl.DataFrame) -> list[dict[str, Any]]:
+        """Return how probable the texts of the target that is written are, where rows can be read."""
+        assert self.writer is not None
+        column = self.writer.column
+        if column not in frame.columns:
+            raise DataError(f"there is no column '{column}', whose texts are to be compared")
+        cleaned = self.clean(frame)
+        encoded, kept = self.pipeline.encode(cleaned, targets=False)
+        given = cleaned.filter(pl.Series(kept))[column]
+        texts = given.cast(pl.String, strict=False).fill_null("").to_list()
+        ids = self.writer.text.encode_target(given)["ids"]
+        found = iter(language.losses(column, self.writer.score(encoded, ids, texts)))
+        return [next(found) if good else {} for good in kept.tolist()]
 
     def outputs(
         self, rows: pl.DataFrame, batch_size: int = 256
@@ -138,13 +213,16 @@ class Predictor:
     ) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
         """As `outputs`, for rows that `clean` returned."""
         encoded, kept = self.pipeline.encode(rows, targets=False)
-        wanted = [f"{column}.{processor.output}" for column, processor in self.pipeline.targets.items()]
+        return self._outputs(encoded, kept, batch_size), kept
+
+    def _outputs(self, encoded: Encoded, kept: npt.NDArray[np.bool_], batch_size: int) -> dict[str, Array]:
+        wanted = [f"{column}.{processor.output}" for column, processor in self.pipeline.scored.items()]
         wanted = wanted or ["features"]
         if not kept.any():
             return {"features": np.empty((0, 0), np.float32)} | {
                 f"{c}.{p.output}": np.empty((0, max(1, p.head_width)), np.float32)
-                for c, p in self.pipeline.targets.items()
-            }, kept
+                for c, p in self.pipeline.scored.items()
+            }
         parts: dict[str, list[Array]] = {name: [] for name in wanted}
         with torch.inference_mode():
             for start in range(0, int(kept.sum()), batch_size):
@@ -152,7 +230,7 @@ class Predictor:
                 outputs = self.model(batch)
                 for name in wanted:
                     parts[name].append(outputs[name].float().cpu().numpy())
-        return {name: np.concatenate(own) for name, own in parts.items()}, kept
+        return {name: np.concatenate(own) for name, own in parts.items()}
 
     def clean(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Clean rows as training did, without dropping any."""

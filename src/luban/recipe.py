@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -50,6 +50,7 @@ __all__ = [
     "Train",
     "dump",
     "load",
+    "options_from",
     "read_yaml",
     "schema",
 ]
@@ -720,12 +721,12 @@ def anchor(path: str, folder: Path) -> str:
         return str(folder / path)
 
 
-_PATH_KEYS = ("path", "table", "root", "from", "tokenizer")
+_PATH_KEYS = ("path", "table", "root", "from", "tokenizer", "template")
 _SQLITE = "sqlite:///"
 
 
 def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
-    """Make the paths of the data section absolute, so that the resolved recipe means the same from anywhere."""
+    """Make paths of data and of pretrained weights absolute, so that the resolved recipe means the same from anywhere."""
     section = data.get("data")
     if isinstance(section, dict):
         for key in ("train", "validation", "test"):
@@ -741,6 +742,8 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
         ]:
             if isinstance(value, dict):
                 for key in _PATH_KEYS:
+                    if key == "template" and "." not in str(value.get(key)):
+                        continue  # the name of one, not a file
                     if isinstance(value.get(key), str):
                         value[key] = anchor(value[key], folder)
                     elif isinstance(value.get(key), list):
@@ -748,6 +751,10 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
                 database = value.get("connection")
                 if isinstance(database, str) and database.startswith(_SQLITE):
                     value["connection"] = _SQLITE + anchor(database.removeprefix(_SQLITE), folder)
+    adapt = data.get("adapt")
+    for part in (data.get("model"), *(adapt if isinstance(adapt, list) else ())):
+        if isinstance(part, dict) and isinstance(part.get("from"), str):
+            part["from"] = anchor(part["from"], folder)
 
 
 # --- explaining -------------------------------------------------------------------------------------------
@@ -871,6 +878,43 @@ def _explain(error: ValidationError, document: Document) -> RecipeError:
     if len(found) > 1:
         message += f" (and {len(found) - 1} more)"
     return RecipeError(message, at=document.at(where))
+
+
+_Options = TypeVar("_Options", bound=Config)
+
+
+def options_from(cls: type[_Options], values: Mapping[str, Any] | list[str] | tuple[str, ...], label: str) -> _Options:
+    """Build options that stand in no recipe, from a mapping or from ``key=value`` strings.
+
+    Args:
+        cls: what they are.
+        values: the options; the values of strings are YAML.
+        label: what to call them in a message.
+
+    Raises:
+        RecipeError: with the value received and the values accepted.
+
+    Example:
+        >>> options_from(Train, ["epochs=3"], "train").epochs
+        3
+    """
+    document = Document(data=dict(values) if isinstance(values, Mapping) else {})
+    for text in () if isinstance(values, Mapping) else values:
+        _override(document, text)
+    try:
+        return cls.model_validate(document.data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        match first["type"]:
+            case "extra_forbidden":
+                known = [*cls.model_fields]
+                message = f"key '{key}' is unknown; {label} takes {', '.join(known)}{did_you_mean(key, known)}"
+            case "value_error":
+                message = f"{label}: {first['msg'].removeprefix('Value error, ')}"
+            case _:
+                message = f"{label}: {key}: received {_received(first.get('input'))}, but it should {_expected(first)}"
+        raise RecipeError(message) from None
 
 
 # --- writing ----------------------------------------------------------------------------------------------

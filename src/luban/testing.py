@@ -5,26 +5,27 @@ Each raises `AssertionError` with a sentence that says which promise is broken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from luban.data.batch import Batch, rows_in
+from luban.data.batch import Batch, rows_in, to_batch
 from luban.data.contracts import Spec
 from luban.data.ragged import Ragged
 from luban.models._base import Model
-from luban.objectives._base import Objective, TargetFacts
+from luban.objectives._base import Loss, Objective, TargetFacts
 from luban.recipe import Section
 
 if TYPE_CHECKING:
     import polars as pl
 
     from luban.data.contracts import Array, Encoded, Field, Processor
+    from luban.data.pipeline import Pipeline
 
-__all__ = ["check_model", "check_objective", "check_processor"]
+__all__ = ["check_language_objective", "check_model", "check_objective", "check_processor"]
 
 
 def check_model(model: Model, spec: Spec, batch: Batch, *, tolerance: float = 1e-5) -> None:
@@ -426,16 +427,8 @@ def check_objective(
     )
     objective.setup(targets)
     leaves = {name: value.detach().clone().requires_grad_() for name, value in outputs.items()}
-    whole = objective.losses(leaves, batch)
-    counts = objective.count(batch)
-    assert whole.keys() == counts.keys(), f"losses names {[*whole]} and count names {[*counts]}"
-    for name, loss in whole.items():
-        assert loss.total.dim() == 0, f"{name}: the total is no scalar but {tuple(loss.total.shape)}"
-        assert torch.isfinite(loss.total), f"{name}: the total is {float(loss.total)}"
-        torch.testing.assert_close(
-            loss.count.double(), counts[name].double(), msg=f"{name}: count() and losses() count differently"
-        )
-    torch.stack([loss.total for loss in whole.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    whole = _check_parts(objective, leaves, batch)
+    torch.stack([loss.total for loss in whole.values()]).sum().backward()
     reached = [name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.abs().sum() > 0]
     assert reached, "no output gets a gradient"
     for name in reached:
@@ -448,9 +441,99 @@ def check_objective(
         objective.losses({name: value[piece] for name, value in outputs.items()}, _rows_of(batch, piece))
         for piece in pieces
     ]
+    _check_sums(whole, parts)
+
+
+def check_language_objective(
+    objective: Objective, model: Model, pipeline: Pipeline, rows: pl.DataFrame
+) -> None:
+    """Check what the engine relies on in an objective that makes its targets of a text's own tokens.
+
+    As `check_objective`; and what it does to a batch follows from the generator alone and leaves the tensors of the batch as
+    they were, makes the fields that were announced, and is over once the batch is made: the rows of a batch that was changed
+    may be told apart again.
+
+    Args:
+        objective: the options; the text column must be named.
+        model: options of a model that can put out the text's tokens.
+        pipeline: the fitted text column.
+        rows: at least three texts.
+
+    Raises:
+        AssertionError: if a promise is broken.
+    """
+    from luban.data.contracts import Flat
+    from luban.data.windows import windows_of
+
+    assert len(rows) >= 3, "there are fewer than three rows, too few to split"
+    parsed = Section("objectives").parse(objective.model_dump())
+    assert parsed == objective, (
+        f"the options change when a recipe is written and read: {objective!r} became {parsed!r}"
+    )
+    made = objective.bind(pipeline, getattr(model, "max_positions", 0))
+    assert all(field.role == "target" for field in made.values()), "bind() announces a field that is no target"
+    objective.setup({})
+    spec = Spec({**pipeline.spec.fields, **made})
+    encoded, _ = pipeline.encode(rows, targets=False)
+    window = objective.window()
+    if window is not None:
+        name, length, overlap, trim = window
+        flat = encoded[name]
+        assert isinstance(flat, Flat), f"'{name}' is not ragged"
+        encoded[name], documents = windows_of(flat, length, overlap, trim)
+        assert len(documents) == len(rows), "a text is too long to be one example"
+    batch = to_batch(encoded, spec)
+    before = {name: _plain(value).clone() for name, value in batch.items()}
+    with _own_randomness():
+        changed, again = (
+            objective.collate(dict(batch), torch.Generator().manual_seed(0)) for _ in range(2)
+        )
+        _check_equal(_all_plain(changed), _all_plain(again), "the same generator gives two batches")
+        _check_equal(_all_plain(batch), before, "collate() changes tensors of the batch in place")
+        missing = made.keys() - changed.keys()
+        assert not missing, f"bind() announces {', '.join(missing)}, which collate() does not make"
+        module = _build(model, spec).eval()
+        whole = _check_parts(objective, module(changed), changed)
+        torch.stack([loss.total for loss in whole.values()]).sum().backward()
+        reached = [p.grad for p in module.parameters() if p.grad is not None and bool(p.grad.any())]
+        assert reached, "no parameter gets a gradient"
+        assert all(bool(gradient.isfinite().all()) for gradient in reached), "a gradient is not finite"
+        order = torch.arange(rows_in(changed) - 1, -1, -1)
+        pieces = [order[: len(order) // 3], order[len(order) // 3 :]] if objective.per_example else [order]
+        parts = []
+        for piece in pieces:
+            own = _rows_of(changed, piece)
+            parts.append(objective.losses(module(own), own))
+        _check_sums(whole, parts)
+
+
+def _plain(value: Tensor | Ragged) -> Tensor:
+    return value.values if isinstance(value, Ragged) else value
+
+
+def _all_plain(batch: Batch) -> dict[str, Tensor]:
+    return {name: _plain(value) for name, value in batch.items()}
+
+
+def _check_parts(objective: Objective, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Loss]:
+    """Return the parts of the loss: scalars that are finite, and counted as `count` counts."""
+    whole = objective.losses(outputs, batch)
+    counts = objective.count(batch)
+    assert whole.keys() == counts.keys(), f"losses names {[*whole]} and count names {[*counts]}"
+    for name, loss in whole.items():
+        assert loss.total.dim() == 0, f"{name}: the total is no scalar but {tuple(loss.total.shape)}"
+        assert torch.isfinite(loss.total), f"{name}: the total is {float(loss.total)}"
+        torch.testing.assert_close(
+            loss.count.double(), counts[name].double(), msg=f"{name}: count() and losses() count differently"
+        )
+    return whole
+
+
+def _check_sums(whole: Mapping[str, Loss], parts: Sequence[Mapping[str, Loss]]) -> None:
+    """Totals and counts of a batch are the sums of those of its parts."""
     for name, loss in whole.items():
         for what in ("total", "count"):
-            summed = torch.stack([getattr(part[name], what).double() for part in parts]).sum()
+            summed = torch.stack([getattr(part[name], what).detach().double() for part in parts]).sum()
             torch.testing.assert_close(
                 summed,
                 getattr(loss, what).detach().double(),
@@ -461,7 +544,27 @@ def check_objective(
 
 
 def _rows_of(batch: Batch, rows: Tensor) -> Batch:
-    return {
-        name: Ragged.from_rows([value[int(i)] for i in rows]) if isinstance(value, Ragged) else value[rows]
-        for name, value in batch.items()
-    }
+    """Return rows of a batch; of a text's tokens that were chosen (``column.read``), those that stand in these rows."""
+    result: Batch = {}
+    for name, value in batch.items():
+        column, _, short = name.rpartition(".")
+        ids, places = batch.get(f"{column}.ids"), batch.get(f"{column}.read")
+        if isinstance(value, Ragged):
+            result[name] = Ragged.from_rows([value[int(i)] for i in rows])
+        elif short == "segments" and isinstance(ids, Ragged):  # one for each token
+            result[name] = Ragged.from_rows([ids.like(value)[int(i)] for i in rows]).values
+        elif short in ("read", "labels") and isinstance(ids, Ragged) and isinstance(places, Tensor):
+            of = ids.rows[places]
+            chosen = [(of == i).nonzero().squeeze(1) for i in rows.tolist()]
+            if short == "labels":
+                result[name] = value[torch.cat(chosen)]
+            else:
+                starts = torch.cat([torch.zeros(1, dtype=torch.int64), ids.lengths[rows].cumsum(0)])
+                moved = [
+                    value[own] - ids.offsets[int(i)] + start
+                    for own, i, start in zip(chosen, rows, starts, strict=False)
+                ]
+                result[name] = torch.cat(moved)
+        else:
+            result[name] = value[rows]
+    return result

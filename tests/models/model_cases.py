@@ -51,6 +51,13 @@ def table() -> tuple[dict[str, Field], Batch]:
     return fields, batch
 
 
+def written(column: str = "译文", size: int = 30) -> tuple[dict[str, Field], Batch]:
+    """A text to be written."""
+    rows = [torch.randint(size, (length,)) for length in (2, 5, 1, 0, 3, 4)]
+    field = Field(column, "text", "target", "int32", None, size=size)
+    return {f"{column}.ids": field}, {f"{column}.ids": Ragged.from_rows(rows)}
+
+
 TARGETS = {
     "标签.index": Field("标签", "category", "target", "int32", size=3, output="logits", width=3),
     "price.value": Field("price", "number", "target", "float32", output="value", width=1),

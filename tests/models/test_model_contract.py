@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from model_cases import case, image, table, text
+from model_cases import case, image, table, text, written
+from pydantic import ValidationError
 
 from luban.errors import RecipeError
 from luban.recipe import Section
@@ -21,18 +22,24 @@ CASES = {
     "image": lambda: case(image()),
     "all": lambda: case(table(), text(), image()),
     "two texts": lambda: case(text("标题"), text("正文", 50)),
+    "pair": lambda: case(text("标题"), text("正文")),
 }
 """Inputs of every kind; each with two targets of different kinds."""
 
 
+LANGUAGE = ("bert", "gpt2", "llama", "qwen2", "qwen3", "smollm")
+TEXTS = {"text", "all", "two texts", "pair"}
 READS: dict[str, set[str]] = defaultdict(lambda: set(CASES))
 READS |= {
     "cnn": {"image", "all"},
     "resnet": {"image", "all"},
-    "textcnn": {"text", "all", "two texts"},
-    "fasttext": {"text", "all", "two texts"},
-    "rnn": {"text", "image", "all", "two texts"},
-    "transformer": {"text", "image", "all", "two texts"},
+    "textcnn": TEXTS,
+    "fasttext": TEXTS,
+    "rnn": TEXTS | {"image"},
+    "transformer": TEXTS | {"image"},
+    # As one sequence, for which the texts of a pair need one tokenizer.
+    **dict.fromkeys(LANGUAGE, TEXTS - {"two texts"}),
+    "seq2seq": set(),  # nothing but with a text to write: test_seq2seq.py
 }
 """What each family reads; a family that is not listed reads everything."""
 
@@ -82,6 +89,22 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"positions": "sinusoidal", "pool": "max", "attention_dropout": 0.2, "patch": 6},
     ],
     "fasttext": [{"ngrams": 1}, {"ngrams": 4, "buckets": 50}, {"bag": "sqrt", "once": True}],
+    "bert": [
+        *({"pool": pool} for pool in ("first", "mean", "last", "max")),
+        *({"layout": layout} for layout in ("roberta", "distilbert")),
+        {"recompute": True, "segments": 0, "activation": "relu", "attention_dropout": 0.0, "hidden": [8]},
+    ],
+    "gpt2": [{"pool": "mean"}, {"pool": "max"}, {"recompute": True, "layers": 1}],
+    "llama": [
+        {"pool": "mean"},
+        {"pool": "max"},
+        {"recompute": True, "attention_bias": True, "tied": False, "layer_dropout": 0.2},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "head_size": 6, "heads": 4, "kv_heads": 4},
+        {"rope_scaling": {"factor": 8.0, "trained": 4, "high": 2.0}, "encoders": {"照片": "cnn"}},
+    ],
+    "qwen2": [{"attention_bias": False, "pool": "mean"}],
+    "qwen3": [{"recompute": True, "attention_dropout": 0.1, "pool": "mean"}],
+    "smollm": [{"recompute": True, "activation": "gelu_tanh"}],
 }
 
 
@@ -97,7 +120,7 @@ def test_contract_of_variants(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", ["tiny", "small", "medium", "large"])
 @pytest.mark.parametrize("name", names("models"))
 def test_every_size_is_larger_than_the_one_before(name: str, size: str) -> None:
-    spec, _ = case(table(), text(), image())
+    spec, _ = case(table(), text(), image(), *([written()] if name == "seq2seq" else []))
     sizes = ["tiny", "small", "medium", "large"]
     with torch.device("meta"):
         counts = [
@@ -105,3 +128,10 @@ def test_every_size_is_larger_than_the_one_before(name: str, size: str) -> None:
         ]
     at = sizes.index(size)
     assert at == 0 or counts[at] > counts[at - 1]
+
+
+@pytest.mark.parametrize("pool", ["first", "pooler"])
+@pytest.mark.parametrize("name", [name for name in LANGUAGE if name != "bert"])
+def test_a_causal_model_has_seen_nothing_at_its_first_token(name: str, pool: str) -> None:
+    with pytest.raises(ValidationError, match="has seen nothing but itself; take last, mean or max"):
+        PARSE(_options(type=name, pool=pool))

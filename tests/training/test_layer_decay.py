@@ -66,7 +66,7 @@ def test_groups_by_depth_and_weight_decay() -> None:
     [
         ("gpt2", "core.norm.weight", "core.embedding.positions.weight", "core.layers.2.attention.q.weight"),
         ("llama", "core.norm.weight", "core.embedding.tokens.weight", "core.layers.2.feed.gate.weight"),
-        ("transformer", "after.weight", "embedding.weight", "layers.2.qkv.weight"),
+        ("transformer", "core.norm.bias", "core.embedding.tokens.weight", "core.layers.2.attention.k.bias"),
         ("rnn", None, "embedding.weight", "layers.2.weight_ih_l0"),
     ],
 )
@@ -96,6 +96,12 @@ def test_encoders_of_their_own_depth_and_dense_layers_behind_one() -> None:
         "encoders.@title.encoder.core.norm.weight": 0, "encoders.@title.layers.0.0.weight": 0, "encoders.numbers.weight": 0,
     }  # fmt: skip
     assert {name: depths.below[name] for name in seen} == seen
+
+
+def test_a_decoder_beside_an_encoder() -> None:
+    names = ["core.embedding.tokens.w", "core.layers.0.w", "core.layers.1.w", "core.norm.w", "decoder.embedding.positions.w", "decoder.layers.0.w", "decoder.norm.w", "language.bias"]  # fmt: skip
+    found = depths_of(f"encoders.@text.{name}" for name in names)
+    assert [found.below[f"encoders.@text.{name}"] for name in names] == [3, 2, 1, 0, 2, 1, 0, 0]
 
 
 def test_names_of_other_libraries() -> None:

@@ -41,6 +41,26 @@ train:
   evaluate_every: 5
 """
 
+LANGUAGE = {
+    "causal_lm": """
+data:
+  train: rows.csv
+  inputs: {text: {type: text, vocabulary: 300}}
+model: {type: llama, layers: 1, hidden_size: 16, heads: 2, kv_heads: 1, max_positions: 64, layer_dropout: 0.1}
+objective: {type: causal_lm, length: 16}
+train: {epochs: 2, batch_size: 16, accumulate: 2, ema: 0.9, clip: 1.0, checkpoint_steps: 3, evaluate_every: 5}
+""",
+    "masked_lm and next_sentence": """
+data:
+  train: rows.csv
+  inputs: {text: {type: text, vocabulary: 60, min_count: 1}}
+model: {type: bert, layers: 1, hidden_size: 16, heads: 2, max_positions: 64}
+objective: [{type: masked_lm, whole_word: true}, {type: next_sentence, weight: 0.5}]
+train: {epochs: 2, batch_tokens: 128, accumulate: 2, checkpoint_steps: 3, evaluate_every: 5}
+""",
+}
+"""Objectives that draw what they ask for anew each time a text is seen."""
+
 
 def luban(*arguments: str | Path) -> int:
     """Run the command line in this process and return its exit code."""
@@ -63,6 +83,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame.write_csv(folder / "rows.csv")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
+
+
+@pytest.fixture(scope="module", params=LANGUAGE)
+def language(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, Path]:
+    """A recipe of a language model, and what an undisturbed run made of it."""
+    name = request.param.split()[0]
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(LANGUAGE[request.param])
+    assert luban("train", recipe, "-o", folder / name) == 0
+    return recipe, folder / name
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +122,7 @@ def assert_same(a: Path, b: Path) -> None:
 FORKS = """
 import os, random, signal, sys, time
 from luban.verbs.train import train
-import luban.data.processors.text, luban.models.rnn, luban.training.optimizers.adamw  # what a run imports late
+import luban.data.processors.text, luban.models.rnn, luban.models.bert, luban.models.llama, luban.training.optimizers.adamw  # what a run imports late
 recipe, output, kills, longest = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 moments = random.Random(7)
 killed = run = 0
@@ -117,23 +147,35 @@ print(run)
 """
 
 
-@pytest.mark.slow
-def test_kill_at_25_random_instants(
-    recipe: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def kill(recipe: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+    """Kill runs at random instants, let the last one end, and compare all with the one that was not disturbed."""
     monkeypatch.setenv("LUBAN_CACHE", str(tmp_path / "cache"))  # empty: kills meet the preparation too
     started = time.monotonic()
     assert luban("train", recipe, "-o", tmp_path / "timed") == 0
     longest = (time.monotonic() - started) / 8
     shutil.rmtree(tmp_path / "cache" / "prepared")
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", FORKS, str(recipe), str(killed), "25", str(longest)]
+    command = [sys.executable, "-c", FORKS, str(recipe), str(killed), str(kills), str(longest)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     finished = int(result.stdout)
     assert luban("train", recipe, "-o", f"{killed}-{finished}") == 0
     for run in range(finished + 1):
         assert_same(undisturbed, Path(f"{killed}-{run}"))
+
+
+@pytest.mark.slow
+def test_kill_at_25_random_instants(
+    recipe: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(recipe, undisturbed, tmp_path, monkeypatch, 25)
+
+
+@pytest.mark.slow
+def test_kill_a_language_model(
+    language: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(*language, tmp_path, monkeypatch, 12)
 
 
 def interrupt(recipe: Path, output: Path, checkpoints: int) -> int:
@@ -202,6 +244,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert f"Go on with: luban train {recipe} -o {output}" in capsys.readouterr().err
     assert luban("train", recipe, "-o", output) == 0
     assert "going on from checkpoint" in capsys.readouterr().err
+    assert_same(undisturbed, output)
+
+
+def test_a_language_model_goes_on_where_it_was(language: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, undisturbed = language
+    output = tmp_path / "stopped"
+    assert interrupt(recipe, output, 1) == 130
+    assert luban("train", recipe, "-o", output) == 0
     assert_same(undisturbed, output)
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import language_case
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ from luban.data.ragged import Ragged
 from luban.errors import RecipeError
 from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Section
-from luban.testing import check_objective
+from luban.testing import check_language_objective, check_objective
 from luban.training.step import GradientStep, compute_losses, count_losses
 
 CLASSES = ["a", "b", "c"]
@@ -136,6 +138,13 @@ FITTING = {
     "mean_absolute": ["price"],
     "huber": ["price"],
 }
+WRAPPING = ("adversarial", "r_drop")
+LANGUAGE = {
+    "causal_lm": [("gpt2", {}), ("llama", {})],
+    "masked_lm": [("bert", {}), ("bert", {"whole_word": True}), ("bert", {"share": 0.5, "masked": 0.3, "random": 0.7})],
+    "next_sentence": [("bert", {}), ("bert", {"pairs": "order"})],
+}
+"""Objectives over a text's own tokens, each with families that can learn from it."""
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -145,8 +154,18 @@ def test_every_objective_keeps_its_contract(name: str, weighted: bool) -> None:
     if not weighted:
         del batch["row.weight"]
     outputs = {key: value.detach() for key, value in Heads()(batch).items()}
-    for target in FITTING[name]:
-        check_objective(Section("objectives").parse({"type": name, "target": target}), FACTS, outputs, batch)  # type: ignore[arg-type]
+    if name in LANGUAGE:
+        for family, options in LANGUAGE[name] if weighted else []:
+            made = Section("objectives").parse({"type": name, "column": "text", **options})
+            causal = family != "bert"
+            rows = pl.DataFrame({"text": language_case.SENTENCES})
+            check_language_objective(made, language_case.family(family), language_case.pipeline(causal), rows)  # type: ignore[arg-type]
+        return
+    for target in ["label"] if name in WRAPPING else FITTING[name]:
+        options = {"type": name, "target": target}
+        if name in WRAPPING:
+            options = {"type": name, "objective": {"type": "cross_entropy", "target": target}}
+        check_objective(Section("objectives").parse(options), FACTS, outputs, batch)  # type: ignore[arg-type]
 
 
 def test_check_objective_catches_a_mean() -> None:

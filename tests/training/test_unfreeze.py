@@ -122,6 +122,7 @@ train:
   batch_size: 16
   device: cpu
   precision: fp32
+  kernels: torch
   keep: last
   optimizer: {type: adamw, learning_rate: 0.01, layer_decay: 0.8}
   callbacks: [{type: unfreeze}]

@@ -21,3 +21,14 @@ class Adaptation(Component):
         Raises:
             RecipeError: if the conversion does not fit the model.
         """
+
+    def finish(self, model: nn.Module) -> tuple[nn.Module, Adaptation | None]:
+        """Return a trained model as an artefact holds it, and the step that makes its form again; None where none is needed.
+
+        The step must do without any file that `apply` read: an artefact stands on its own.
+        """
+        return model, self
+
+    def notes(self) -> list[str]:
+        """Return what the user should know about how `apply` went."""
+        return []

@@ -136,6 +136,8 @@ class Processor(Component):
 
     output: ClassVar[str | None] = None
     """Name of the model's output for a target of this kind (``logits`` or ``value``); None if it cannot be a target."""
+    writes: ClassVar[bool] = False
+    """Whether a target of this kind is written token by token, by a model that generates, instead of read off an output."""
     objective: ClassVar[str | None] = None
     """The objective that a target of this kind brings."""
     task: ClassVar[str | None] = None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from luban.data.contracts import Array, Cleaner, Encoded, Field, Flat, Processor, Role, Spec
+from luban.data.processors.text import Text
 from luban.errors import DataError, did_you_mean
 from luban.recipe import Component, Data
 
@@ -39,6 +40,7 @@ class Pipeline:
         weight: column of row weights.
         raw_text: input columns whose text is stored too, because an augmentation changes it before it is encoded.
         counts: what was changed or dropped so far, by name.
+        aside: inputs that training compared and no model reads, not fitted; a row is still known by them.
     """
 
     inputs: dict[str, Processor]
@@ -48,6 +50,7 @@ class Pipeline:
     weight: str | None = None
     raw_text: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    aside: dict[str, Processor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Data, columns: list[str] | None = None) -> Self:
@@ -83,10 +86,12 @@ class Pipeline:
                         f"there is no column '{name}'; columns are {_listed(columns)}{did_you_mean(name, columns)}"
                     )
         for name, processor in targets.items():
-            if processor.output is None:
+            if processor.output is None and not processor.writes:
                 raise DataError(
-                    f"column '{name}' is read as {processor.type}, which cannot be a target; targets are number, category, binary or set"
+                    f"column '{name}' is read as {processor.type}, which cannot be a target; targets are number, category, binary, set or text"
                 )
+        for name, processor in (*inputs.items(), *targets.items()):
+            _check_like(name, processor, inputs)
         # Steps that need no fitting act first, in training (before rows are split) and in prediction alike.
         cleaners = sorted(
             (cast(Cleaner, step.model_copy(deep=True)) for step in data.clean), key=is_fitted_step
@@ -115,10 +120,43 @@ class Pipeline:
         return Spec(fields)
 
     @property
+    def scored(self) -> dict[str, Processor]:
+        """The targets that are read off an output of the model."""
+        return {name: processor for name, processor in self.targets.items() if not processor.writes}
+
+    @property
+    def written(self) -> dict[str, Processor]:
+        """The targets that a model writes token by token."""
+        return {name: processor for name, processor in self.targets.items() if processor.writes}
+
+    def owner(self, processor: Processor) -> Processor:
+        """Return what learns a processor's values: itself, or the input whose tokenizer it shares."""
+        like = getattr(processor, "like", None)
+        return processor if like is None else self.inputs[like]
+
+    def finish(self) -> None:
+        """End the fitting of all columns; those that share another's tokenizer come last."""
+        columns = [*self.inputs.items(), *self.targets.items()]
+        for column, processor in sorted(columns, key=lambda one: self.owner(one[1]) is not one[1]):
+            owner = self.owner(processor)
+            try:
+                if isinstance(processor, Text) and isinstance(owner, Text) and owner is not processor:
+                    processor.share(owner)
+                else:
+                    processor.finish()
+            except DataError as error:
+                raise DataError(f"column '{column}': {error}") from None
+
+    @property
     def given(self) -> dict[str, Processor]:
         """The inputs that a row brings itself; the others are made by cleaning."""
         made = _made_by(self.cleaners, [*self.inputs])
         return {name: processor for name, processor in self.inputs.items() if name not in made}
+
+    def set_aside(self, columns: Iterable[str]) -> None:
+        """Let nobody ask for inputs that no model reads; they are the last ones, so that rows keep their keys."""
+        for column in columns:
+            self.aside[column] = _fresh(self.inputs.pop(column))
 
     def require(self, columns: Iterable[str], *, targets: bool, beside: bool = False) -> None:
         """Check that rows bring the columns that are needed.
@@ -213,6 +251,7 @@ class Pipeline:
             "clean": [one(step) for step in self.cleaners],
             "groups": self.groups,
             "weight": self.weight,
+            **({"aside": {name: p.model_dump() for name, p in self.aside.items()}} if self.aside else {}),
         }
 
     @classmethod
@@ -231,6 +270,10 @@ class Pipeline:
             [one("cleaning", step) for step in state["clean"]],
             state["groups"],
             state["weight"],
+            aside={
+                name: cast(Processor, Section("processors").parse(options))
+                for name, options in state.get("aside", {}).items()
+            },
         )
 
 
@@ -242,6 +285,19 @@ def _made_by(steps: Sequence[Component], columns: list[str]) -> set[str]:
         if getattr(step, "indicator", False)
         for column in getattr(step, "columns", None) or columns
     }
+
+
+def _check_like(name: str, processor: Processor, inputs: dict[str, Processor]) -> None:
+    """Refuse to share the tokenizer of what has none of its own."""
+    like = getattr(processor, "like", None)
+    if like is None:
+        return
+    texts = [n for n, p in inputs.items() if isinstance(p, Text) and p.like is None]
+    if like not in texts:
+        raise DataError(
+            f"column '{name}' is to share the tokenizer of '{like}', which is no text input with a tokenizer of its own; "
+            f"these are {', '.join(texts) or 'none'}{did_you_mean(like, texts)}"
+        )
 
 
 def _fresh(processor: Processor) -> Processor:

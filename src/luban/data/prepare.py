@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import CodeType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,13 @@ _KEY, _GOOD, _ROW = "__luban_key__", "__luban_good__", "__luban_row__"
 # Whose versions decide what a cell is encoded as; both packages that bring the module opencc are meant.
 _PACKAGES = ("polars", "tokenizers", "pillow", "ftfy", "opencc-python-reimplemented", "OpenCC")
 _CACHE_LIMIT = 20 * 2**30  # bytes of prepared data kept; the longest unused go first
+
+Report: TypeAlias = Callable[[str, int, int | None], None]
+"""Is told the stage, the rows done in it, and of how many."""
+
+
+def _unheard(stage: str, rows: int, total: int | None) -> None:
+    """Tell nobody."""
 
 
 @dataclass
@@ -100,14 +107,14 @@ def prepare(
     data: Data,
     *,
     raw_text: list[str] | None = None,
-    report: Callable[[str, int], None] = lambda stage, rows: None,
+    report: Report = _unheard,
 ) -> Prepared:
     """Read, clean, split, fit and encode; or take the same from the cache.
 
     Args:
         data: the recipe's data section.
         raw_text: input columns whose text is needed beside the encoding (for augmentations of text).
-        report: called with the stage and the number of rows done in it.
+        report: called with the stage, the number of rows done in it, and of how many, if that is known.
 
     Raises:
         DataError: for anything wrong with the data, in one sentence.
@@ -142,10 +149,11 @@ def prepare(
 
 
 def _files_of(data: Data) -> dict[str, str]:
-    """Return the hashes of the tokenizers that a recipe names by path: another file there is another preparation."""
-    paths = [Path(path) for p in data.inputs.values() if (path := getattr(p, "tokenizer", None))]
-    found = [path / "tokenizer.json" if path.is_dir() else path for path in paths]
-    return {str(path): files.sha256_of(path) for path in found if path.is_file()}
+    """Return the hashes of the tokenizers and templates that a recipe names by path: another file there is another
+    preparation."""
+    columns = (*data.inputs.values(), *data.targets.values())
+    found = [path for p in columns if (own := getattr(p, "files", None)) is not None for path in own()]
+    return {str(path): files.sha256_of(path) for path in found}
 
 
 def _versions() -> dict[str, str | None]:
@@ -290,17 +298,18 @@ class _Preparation:
         pipeline: Pipeline,
         split: Split,
         target: Path,
-        report: Callable[[str, int], None],
+        report: Report,
     ) -> None:
         self.data, self.sources, self.pipeline, self.split = data, sources, pipeline, split
         self.target, self.report = target, report
         self.counts: Counter[str] = Counter()
+        self.read: dict[str, int] = {}
 
     def run(self, fingerprints: dict[str, str]) -> None:
         """Do it."""
         with tempfile.TemporaryDirectory(prefix="spool-", dir=self.target) as spool_name:
             spool = Path(spool_name)
-            read = self._spool(spool)
+            read = self.read = self._spool(spool)
             self._fit_split(spool)
             self._fit(spool)
             rows = self._encode(spool)
@@ -357,7 +366,7 @@ class _Preparation:
                 marks = [pl.Series(_KEY, keys), pl.Series(_GOOD, good)]
                 repaired.with_columns(marks).write_ipc(spool / name / f"{i:08}.arrow")
                 chunk.write_ipc(spool / name / f"{i:08}.original")
-                self.report(f"reading {name}", read[name])
+                self.report(f"reading {name}", read[name], None)
             if not read[name]:
                 raise DataError(f"the {name} data has a header but no row; give at least a few rows")
             if not kept:
@@ -431,19 +440,16 @@ class _Preparation:
             done += len(chunk)
             self._require_indicators(chunk)
             for column, processor in (*self.pipeline.inputs.items(), *self.pipeline.targets.items()):
-                processor.update(chunk[column])
-            self.report("fitting", done)
+                self.pipeline.owner(processor).update(chunk[column])
+            self.report("fitting", done, self.read["train"])
         for step in ready:
             step.counts()
         if not done:
             raise DataError(
                 "no training row is left after cleaning and splitting; see data.clean and data.split"
             )
-        for column, processor in (*self.pipeline.inputs.items(), *self.pipeline.targets.items()):
-            try:
-                processor.finish()
-            except DataError as error:
-                raise DataError(f"column '{column}': {error}") from None
+        self.report("learning what encodes the columns", 0, None)  # a tokenizer takes a while
+        self.pipeline.finish()
 
     def _require_indicators(self, chunk: pl.DataFrame) -> None:
         for column in (*self.pipeline.inputs, *self.pipeline.targets):
@@ -492,7 +498,7 @@ class _Preparation:
                             raw.write_ipc(self.target / f"raw-{split}" / f"{rows[split]:012}.arrow")
                         rows[split] += n
                     done += len(one.rows)
-                    self.report("encoding", done)
+                    self.report("encoding", done, sum(self.read.values()))
         return rows
 
     def _refuse_too_few(self, read: dict[str, int], rows: dict[str, int]) -> None:
@@ -521,4 +527,4 @@ def split_rows(split_state: dict[str, Any], rows: pl.DataFrame, pipeline: Pipeli
     """Assign rows as they were assigned when the artefact was trained: 0 train, 1 validation, 2 test, (n,)."""
     split = cast(Split, Section("splits").parse(split_state["options"]))
     split.restore(split_state["state"])
-    return split.assign(rows, row_keys(rows, pipeline.inputs))
+    return split.assign(rows, row_keys(rows, {**pipeline.inputs, **pipeline.aside}))

@@ -25,10 +25,13 @@ import numpy.typing as npt
 
 from luban.data.contracts import Array, Encoded, Flat, Spec
 
-__all__ = ["RAW", "Store", "StoreWriter", "slice_rows"]
+__all__ = ["ANSWER", "RAW", "Store", "StoreWriter", "slice_rows"]
 
 RAW = ".raw"
 """Ending of the field that holds a column's text as bytes, where an augmentation changes it before it is encoded."""
+
+ANSWER = ".answer"
+"""Ending of the field that says of each token of a conversation whether it is learnt."""
 
 _GIVE_BACK = 64 * 2**20  # bytes touched between two times of giving pages back
 _PAGE_TOUCH = 16 * 4096  # what the kernel maps around one fault
@@ -176,7 +179,7 @@ class Store:
             return np.ones(len(rows), dtype=np.int64)
         total = np.zeros(len(rows), dtype=np.int64)
         for name, flat in self._flat.items():
-            if not name.endswith(RAW):  # the text itself, kept to be changed, is no tokens
+            if not name.endswith((RAW, ANSWER)):  # the text itself, or what is beside tokens, is no tokens
                 total += flat.offsets[rows + 1] - flat.offsets[rows]
         self._give_back(len(rows) * len(self._flat))
         return total

@@ -19,7 +19,7 @@ from luban.errors import DataError, did_you_mean
 from luban.evaluation.language import LanguageCollector
 from luban.evaluation.metrics import Collector, Measured, Task
 from luban.evaluation.records import Pool
-from luban.language import Speaker
+from luban.language import Score, Speaker
 from luban.predict import Predictor
 
 __all__ = ["Evaluation", "TrainingScorer", "collector_of", "evaluate"]
@@ -124,8 +124,9 @@ def evaluate(
         )
     by = list(by)
     pool = Pool()
-    collectors = {column: collector_of(p, pool) for column, p in pipeline.targets.items()}
-    slices: dict[str, dict[str, dict[str, Collector]]] = {column: {} for column in by}
+    collectors = {column: collector_of(p, pool) for column, p in pipeline.scored.items()}
+    written = {column: LanguageCollector(causal=True) for column in pipeline.written}
+    slices: dict[str, dict[str, dict[str, Collector | LanguageCollector]]] = {column: {} for column in by}
     rows, before = 0, +pipeline.counts
     for chunk in chunks:
         pipeline.require(chunk.columns, targets=True)
@@ -136,21 +137,31 @@ def evaluate(
                 )
         for start in range(0, len(chunk), _PART):
             part = chunk.slice(start, _PART)
-            outputs, truth, weights, kept = _score(predictor, part, batch_size)
+            outputs, truth, texts, weights, kept = _score(predictor, part, batch_size)
             if not kept.any():
                 continue
             rows += int(kept.sum())
             values = {column: _words(part.filter(pl.Series(kept))[column], slices[column]) for column in by}
-            for column, processor in pipeline.targets.items():
+            for column, whole in written.items():
+                whole.update(texts[column])
+                for slicing, words in values.items():
+                    for word in np.unique(words):
+                        one = slices[slicing].setdefault(str(word), {})
+                        mine = one.setdefault(column, LanguageCollector(causal=True))
+                        assert isinstance(mine, LanguageCollector)
+                        mine.update(
+                            [s for s, is_its in zip(texts[column], words == word, strict=True) if is_its]
+                        )
+            for column, processor in pipeline.scored.items():
                 scores = processor.scores(outputs[f"{column}.{processor.output}"])
                 collectors[column].update(truth[column], scores, weights)
                 for slicing, words in values.items():
                     for word in np.unique(words):
                         mine = words == word
                         own = slices[slicing].setdefault(str(word), {})
-                        if column not in own:
-                            own[column] = collector_of(processor, pool)
-                        own[column].update(
+                        collector = own.setdefault(column, collector_of(processor, pool))
+                        assert isinstance(collector, Collector)
+                        collector.update(
                             truth[column][mine], scores[mine], None if weights is None else weights[mine]
                         )
     if not rows:
@@ -160,10 +171,11 @@ def evaluate(
     reasons = {f"{column}: unreadable" for column in pipeline.inputs} | {*map(_unknown, pipeline.targets)}
     counts = {name: n for name, n in (pipeline.counts - before).items() if n}
     return Evaluation(
-        {column: collector.compute(resamples=resamples) for column, collector in collectors.items()},
+        {c: one.compute(resamples=resamples) for c, one in collectors.items()}
+        | {c: one.compute(count=resamples) for c, one in written.items()},
         {
             slicing: {
-                word: {c: one.compute(resamples=resamples) for c, one in own.items()}
+                word: {c: _measured(one, resamples) for c, one in own.items()}
                 for word, own in sorted(words.items())
             }
             for slicing, words in slices.items()
@@ -181,7 +193,7 @@ def _of_language(
     pipeline, column = predictor.pipeline, speaker.column
     whole = LanguageCollector(speaker.causal)
     slices: dict[str, dict[str, LanguageCollector]] = {name: {} for name in by}
-    before = +pipeline.counts
+    before, skipped = +pipeline.counts, 0
     for chunk in chunks:
         pipeline.require([*chunk.columns], targets=False)
         for name in by:
@@ -191,10 +203,12 @@ def _of_language(
                 )
         for start in range(0, len(chunk), _PART):
             part = predictor.clean(chunk.slice(start, _PART))
-            texts = part[column].cast(pl.String, strict=False).fill_null("").to_list()
-            ids = speaker.text.encode_texts(texts)["ids"]
-            assert isinstance(ids, Flat)
-            scores = speaker.score(ids, texts)
+            bad = speaker.text.invalid(part[column])  # of conversations, those that hold no answer
+            skipped += int(bad.sum())
+            part = part.filter(~bad)
+            scores = speaker.measure(part[column])
+            for what, n in speaker.text.counts().items():
+                pipeline.counts[f"{column}: {what}"] += n
             whole.update(scores)
             for name in by:
                 words = _words(part[name], slices[name])
@@ -211,9 +225,15 @@ def _of_language(
             for name, words in slices.items()
         },
         whole.rows,
-        {},
+        {f"{column}: unreadable": skipped} if skipped else {},
         {name: n for name, n in (pipeline.counts - before).items() if n},
     )
+
+
+def _measured(collector: Collector | LanguageCollector, resamples: int) -> Measured:
+    if isinstance(collector, LanguageCollector):
+        return collector.compute(count=resamples)
+    return collector.compute(resamples=resamples)
 
 
 def _unknown(target: str) -> str:
@@ -222,8 +242,8 @@ def _unknown(target: str) -> str:
 
 def _score(
     predictor: Predictor, part: pl.DataFrame, batch_size: int
-) -> tuple[dict[str, Array], dict[str, Array], Array | None, Array]:
-    """Return outputs, truths and weights of the rows that can be scored, and which rows those are."""
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, list[Score]], Array | None, Array]:
+    """Return outputs, truths, how probable written texts are, and weights of the rows that can be scored, and which these are."""
     pipeline = predictor.pipeline
     part = predictor.clean(part)
     known = np.ones(len(part), dtype=bool)
@@ -237,7 +257,7 @@ def _score(
     kept = known.copy()
     kept[known] = readable
     truth = {}
-    for column, processor in pipeline.targets.items():
+    for column, processor in pipeline.scored.items():
         (encoded,) = processor.encode_target(scored[column]).values()
         truth[column] = processor.truth(encoded)
     weights = None
@@ -247,7 +267,14 @@ def _score(
         sound = np.isfinite(values) & (values >= 0)
         pipeline.counts[f"{pipeline.weight}: weight missing or negative, taken as 0"] += int((~sound).sum())
         weights = np.where(sound, values, 0.0)
-    return outputs, truth, weights, kept
+    texts: dict[str, list[Score]] = {}
+    if predictor.writer is not None:
+        writer = predictor.writer
+        given = scored[writer.column]
+        inputs, _ = pipeline.encode(scored, targets=False)
+        target = writer.text.encode_target(given)["ids"]
+        texts[writer.column] = writer.score(inputs, target, given.cast(pl.String).to_list())
+    return outputs, truth, texts, weights, kept
 
 
 def _words(values: pl.Series, known: dict[str, Any]) -> Array:
@@ -272,15 +299,15 @@ class TrainingScorer:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._names = {
-            column: next(iter(p.fields(column, "target"))) for column, p in pipeline.targets.items()
+            column: next(iter(p.fields(column, "target"))) for column, p in pipeline.scored.items()
         }
         pool = Pool()
-        self._collectors = {column: collector_of(p, pool) for column, p in pipeline.targets.items()}
+        self._collectors = {column: collector_of(p, pool) for column, p in pipeline.scored.items()}
 
     def update(self, outputs: dict[str, Any], batch: Batch) -> None:
         """Take in one more batch."""
         weights = batch.get(WEIGHT)
-        for column, processor in self._pipeline.targets.items():
+        for column, processor in self._pipeline.scored.items():
             value = batch[f"{column}.{self._names[column]}"]
             encoded: Array | Flat
             if isinstance(value, Ragged):

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luban.adapt.lora import merge
 from luban.artefact import Artefact, write_json
+from luban.data._messages import dump, read
 from luban.data.contracts import Processor
+from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.errors import InputError, ParityError
 from luban.models._language import Language, LanguageEncoder, encoder_of
@@ -55,6 +58,7 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
         InputError: if `transformers` has no model of this form.
         ParityError: if the logits differ.
     """
+    merge(predictor.model)  # transformers knows no adapters of ours
     encoder, column, text = _parts(artefact, predictor)
     model = encoder.options
     config = config_of(model, encoder.core.shape.vocabulary)
@@ -70,7 +74,7 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
         architecture = classifier
         processor = artefact.pipeline.targets[target]
         config |= _labels(processor)
-        head = predictor.model.heads[module_key(target)]  # type: ignore[index,union-attr]
+        head = predictor.model.heads[module_key(target)]  # type: ignore[index]
         assert isinstance(head, nn.Linear)
         tensors |= _head(model, config["model_type"], head, processor)
     config |= {"architectures": [architecture], "torch_dtype": "float32", **_special(text)}
@@ -93,6 +97,10 @@ def _parts(artefact: Artefact, predictor: Predictor) -> tuple[LanguageEncoder, s
             f"an artefact of type '{artefact.model.type}' has no counterpart in transformers; format hf takes bert, gpt2, llama, qwen2, qwen3 and smollm"
         )
     encoder = encoder_of(predictor.model)
+    if artefact.pipeline.written:
+        raise InputError(
+            f"an artefact of type '{artefact.model.type}' has two texts, and format hf writes the tokenizer of one; it takes bert, gpt2, llama, qwen2, qwen3 and smollm"
+        )
     if len(predictor.model.encoders) > 1 or len(artefact.pipeline.inputs) > 1:
         raise InputError(
             "transformers reads one text, and this artefact has more inputs; format hf cannot hold them"
@@ -179,15 +187,23 @@ def _drift(
         import transformers
     except ImportError:
         return None
+    transformers.logging.set_verbosity_error()  # its remarks are for those who train with it
+    transformers.logging.disable_progress_bar()
     theirs = getattr(transformers, architecture).from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     worst = 0.0
     for one in artefact.sample:
         value = str(one["row"].get(column) or "")
+        if isinstance(text, Chat):
+            value = dump(read(one["row"][column]))
         ids = text.encode_texts([value])["ids"].values.tolist()  # type: ignore[union-attr]
         if not ids:
             continue
-        own = tokenizer(value, truncation=True, max_length=text.max_length)["input_ids"]
+        if isinstance(text, Chat):  # its tokens are cut where answers begin; what must agree is the text
+            written = tokenizer.apply_chat_template(read(value), tokenize=False)
+            own = ids if written == text.text_of(value) else tokenizer(written)["input_ids"]
+        else:
+            own = tokenizer(value, truncation=True, max_length=text.max_length)["input_ids"]
         if own != ids:
             raise ParityError(
                 f"transformers reads {value[:40]!r} as other tokens than the artefact ({own[:8]} and {ids[:8]}): '{folder}' was not kept"
@@ -196,7 +212,7 @@ def _drift(
         with torch.inference_mode():
             outputs = predictor.model(batch)
             found = theirs(torch.tensor([ids], device="cpu"))
-        ours, other = _comparable(outputs, found, column, artefact)
+            ours, other = _comparable(outputs, found, column, artefact)
         worst = max(worst, float((ours - other).abs().max()))
     if worst > 10 * TOLERANCE:
         raise ParityError(

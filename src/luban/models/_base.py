@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
@@ -24,6 +24,15 @@ class Model(Sized):
 
     attends: ClassVar[bool] = False
     """Whether it is made of attention, for which a CPU has kernels of Luban's own."""
+
+    def usual(self, adapted: bool) -> dict[str, Any]:
+        """Return what of the train section this model is usually trained with, where it differs from other models: `optimizer`,
+        `schedule`, `epochs`.
+
+        Args:
+            adapted: whether only what an adapter adds is trained.
+        """
+        return {}
 
     def complete(self, data: Data) -> list[str]:
         """Fill in what this model needs of the data section and the recipe leaves out; return what was derived, in sentences."""

@@ -2,8 +2,8 @@
 
 ::
 
-    layer 0    keys    (rows, capacity, key heads, d)      a row's tokens lie at 0 .. length, zeros behind
-               values  (rows, capacity, key heads, d)
+    layer 0    keys    (rows, key heads, capacity, d)      a row's tokens lie at 0 .. length, zeros behind
+               values  (rows, key heads, capacity, d)
     layer 1    ...
     lengths    (rows,)
 
@@ -36,24 +36,24 @@ class Reach:
         positions: of each new token in its row, (T,).
         longest: tokens of the longest row, the new ones included.
         even: whether all rows have as many tokens, the new ones included.
-        places: where each new token goes in the rectangles, as (rows · capacity) is counted, (T,).
+        rows: of each new token, (T,).
         plan: of the attention over flat keys; None for one token a row.
-        earlier: places of all keys in the rectangles, old and new, row by row, (S,); None where there are only new ones.
+        all: row and position of every key, old and new, row by row, (S,) each; None where there are only new ones.
         mask: 0 where a row has a key and -inf where it has none, (rows, 1, 1, longest); None where all have as many.
     """
 
     positions: Tensor
     longest: int
     even: bool
-    places: Tensor
+    rows: Tensor
     plan: Plan | None
-    earlier: Tensor | None = None
+    all: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
 
     @property
     def fresh(self) -> bool:
         """Whether nothing was cached before this pass."""
-        return self.plan is not None and self.earlier is None
+        return self.plan is not None and self.all is None
 
     def reading(self, short: Plan) -> Reach:
         """Return the same for fewer queries."""
@@ -111,13 +111,13 @@ class Cache:
         longest, positions = self._longest + 1, self.lengths
         self._reserve(longest)
         device = positions.device
-        places = positions + torch.arange(len(self), device=device) * self._capacity
+        rows = torch.arange(len(self), device=device)
         mask = None
         if not self._even:
             mask = torch.zeros(len(self), 1, 1, longest, device=device).masked_fill_(
                 torch.arange(longest, device=device) > positions[:, None, None, None], -torch.inf
             )
-        return Reach(positions, longest, self._even, places, None, mask=mask)
+        return Reach(positions, longest, self._even, rows, None, mask=mask)
 
     def _several(self, inputs: Ragged, causal: bool) -> Reach:
         rows = inputs.rows
@@ -127,19 +127,13 @@ class Cache:
         even = all(size == longest for size in sizes)
         positions = inputs.positions + self.lengths[rows]
         self._reserve(longest)
-        places = positions + rows * self._capacity
         if not self._longest:
-            # Given as keys of their own, the texts keep the order of the batch, in which the rectangles are written.
-            return Reach(positions, longest, even, places, plan(inputs, keys=inputs, causal=causal))
-        keys = Ragged(
-            torch.empty(sum(sizes), device="meta"), F.pad(totals.cumsum(0), (1, 0))
-        )  # of which only offsets count
-        device = totals.device
-        steps = torch.arange(sum(sizes), device=device)
-        begins = torch.arange(len(self), device=device) * self._capacity - keys.offsets[:-1]
-        earlier = steps + torch.repeat_interleave(begins, totals, output_size=len(steps))
+            # Given as keys of their own, the texts keep the order of the batch.
+            return Reach(positions, longest, even, rows, plan(inputs, keys=inputs, causal=causal))
+        offsets = F.pad(totals.cumsum(0), (1, 0))
+        keys = Ragged(torch.empty(sum(sizes), device="meta"), offsets)  # of which only offsets count
         how = plan(inputs, keys=keys, causal=causal)
-        return Reach(positions, longest, even, places, how, earlier)
+        return Reach(positions, longest, even, rows, how, (keys.rows, keys.positions))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Reach) -> Tensor:
         """Keep the new keys and values of a layer, and attend over all.
@@ -156,36 +150,28 @@ class Cache:
         if layer == len(self._keys):
             for kept, new in ((self._keys, key), (self._values, value)):
                 # Zeros, not whatever memory held: what a mask hides is still multiplied, by 0, and must not be NaN.
-                kept.append(new.new_zeros(len(self), self._capacity, *new.shape[1:]))
+                kept.append(new.new_zeros(len(self), new.shape[1], self._capacity, new.shape[2]))
         keys, values = self._keys[layer], self._values[layer]
+        if how.plan is None and how.even:
+            keys[:, :, how.longest - 1] = key
+            values[:, :, how.longest - 1] = value
+        else:
+            keys[how.rows, :, how.positions] = key
+            values[how.rows, :, how.positions] = value
         if how.plan is None:
-            return self._attend_single(query, key, value, keys, values, how)
-        flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
-        flat_keys.index_copy_(0, how.places, key)
-        flat_values.index_copy_(0, how.places, value)
-        if how.earlier is not None:
-            key = flat_keys.index_select(0, how.earlier)
-            value = flat_values.index_select(0, how.earlier)
+            return self._attend_single(query, keys, values, how)
+        if how.all is not None:
+            rows, positions = how.all
+            key, value = keys[rows, :, positions], values[rows, :, positions]
         return attend(query, key, value, how.plan)
 
-    def _attend_single(
-        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, how: Reach
-    ) -> Tensor:
+    def _attend_single(self, query: Tensor, keys: Tensor, values: Tensor, how: Reach) -> Tensor:
         rows, heads, width = query.shape
-        if how.even:
-            keys[:, how.longest - 1] = key
-            values[:, how.longest - 1] = value
-        else:
-            keys.flatten(0, 1).index_copy_(0, how.places, key)
-            values.flatten(0, 1).index_copy_(0, how.places, value)
         # Heads that share keys are as good as several queries at one place: so grouped, no key is repeated in memory.
-        grouped = query.view(rows, keys.shape[2], -1, width)  # (B, key heads, shared, d)
+        grouped = query.view(rows, keys.shape[1], -1, width)  # (B, key heads, shared, d)
         mask = how.mask if how.mask is None else how.mask.to(query.dtype)
         out = F.scaled_dot_product_attention(
-            grouped,
-            keys[:, : how.longest].transpose(1, 2),
-            values[:, : how.longest].transpose(1, 2),
-            attn_mask=mask,
+            grouped, keys[:, :, : how.longest], values[:, :, : how.longest], attn_mask=mask
         )
         return out.reshape(rows, heads * width)
 
@@ -225,7 +211,7 @@ class Cache:
         self._even = all(size == self._longest for size in sizes)
         for kept in (self._keys, self._values):
             for layer, old in enumerate(kept):
-                kept[layer] = self._moved(old[:, : self._longest].index_select(0, rows))
+                kept[layer] = self._moved(old[:, :, : self._longest].index_select(0, rows))
         if memory is not None:
             self._memory = {
                 layer: (k.index_select(0, memory), v.index_select(0, memory))
@@ -233,7 +219,7 @@ class Cache:
             }
 
     def rectangles(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the keys and the values of each layer, (B, capacity, key heads, d) each: what a pass writes into by itself."""
+        """Return the keys and the values of each layer, (B, key heads, capacity, d) each: what a pass writes into by itself."""
         return self._keys, self._values
 
     def copy(self) -> Cache:
@@ -253,10 +239,10 @@ class Cache:
         self._capacity = max(longest, self.expected, 2 * self._capacity)
         for kept in (self._keys, self._values):
             for layer, old in enumerate(kept):
-                kept[layer] = self._moved(old[:, : self._longest])
+                kept[layer] = self._moved(old[:, :, : self._longest])
 
     def _moved(self, old: Tensor) -> Tensor:
-        """(B, L, ...) to (B, capacity, ...), zeros behind."""
-        new = old.new_zeros(len(old), self._capacity, *old.shape[2:])
-        new[:, : old.shape[1]] = old
+        """(B, key heads, L, d) to (B, key heads, capacity, d), zeros behind."""
+        new = old.new_zeros(*old.shape[:2], self._capacity, old.shape[3])
+        new[:, :, : old.shape[2]] = old
         return new

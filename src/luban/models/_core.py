@@ -13,7 +13,7 @@ has (a pooler, the transform before BERT's vocabulary) lives in that family's fi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -246,7 +246,7 @@ class Block(nn.Module):
     def _add(self, x: Tensor, part: Tensor, norm: nn.Module) -> Tensor:
         """Add a part to the stream; after-norm normalises the sum."""
         if self.pre:
-            return x + self.dropout(part)
+            return torch.add(x, self.dropout(part))
         if isinstance(norm, nn.LayerNorm):
             rate = self.dropout.p if self.training else 0.0
             return add_norm(x, part, norm.weight, norm.bias, norm.eps, rate)
@@ -314,8 +314,10 @@ class Core(nn.Module):
         if self.shape.norm_place == "pre":
             for block in self.layers:
                 assert isinstance(block, Block)
-                for out in (block.attention.out, block.feed.down):
-                    nn.init.normal_(out.weight, std=std / math.sqrt(2 * self.shape.layers))
+                crossing = [] if block.cross is None else [block.cross.out]
+                for out in (block.attention.out, *crossing, block.feed.down):
+                    parts = (2 + len(crossing)) * self.shape.layers
+                    nn.init.normal_(out.weight, std=std / math.sqrt(parts))
 
     def forward(
         self,
@@ -324,6 +326,7 @@ class Core(nn.Module):
         *,
         read: Tensor | None = None,
         memory: Ragged | None = None,
+        readers: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
         """Return the states of all tokens, (T, D), or of the places `read`, (M, D).
@@ -333,12 +336,16 @@ class Core(nn.Module):
             segments: 0 or 1 for each token, (T,); all 0 by default.
             read: places in the flat sequence, rising, (M,): the last block is computed for these alone.
             memory: states of the other sequence, (S, D), row by row.
+            readers: where rows share a row of the memory, as beams do: which rows each of its M rows is read by, as offsets,
+                (M + 1,). By default each row has one of its own.
             cache: keys and values of earlier tokens (`luban.models._cache.Cache`); extended by these.
         """
         self._refuse_longer(inputs, cache)
         how: Any  # a Plan, or the cache's own
         if cache is None:
-            where, how = inputs.positions, plan(inputs, causal=self.shape.causal)
+            # Beside another sequence the order of the batch is kept, so that both sides of a row stay together.
+            keys = None if memory is None else inputs
+            where, how = inputs.positions, plan(inputs, keys=keys, causal=self.shape.causal)
         else:
             how = cache.plan(inputs, causal=self.shape.causal)
             where = how.positions
@@ -347,10 +354,8 @@ class Core(nn.Module):
             x, where = how.enter(x), how.enter(where)
         step = Step(how, self.turns(where, x), cache=cache)
         if memory is not None:
-            step.memory = (memory.values, plan(inputs, keys=memory))
-            assert cache is not None or how.order is None, (
-                "attention to another sequence keeps the order of the batch"
-            )
+            asking = inputs if readers is None else Ragged(inputs.values, inputs.offsets[readers])
+            step.memory = (memory.values, plan(asking, keys=memory))
         last = len(self.layers) - 1
         for i, block in enumerate(self.layers):
             new = cache is None or how.fresh
@@ -359,7 +364,8 @@ class Core(nn.Module):
                 if cache is None:
                     x = how.leave(x)
                     if step.turns is not None:
-                        step.turns = (how.leave(step.turns[0]), how.leave(step.turns[1]))
+                        # A step of its own: the blocks before this one look theirs up again where they are recomputed.
+                        step = replace(step, turns=(how.leave(step.turns[0]), how.leave(step.turns[1])))
                 x = self._run(block, x, step, i, (read, short if cache is None else how.reading(short)))
                 break
             x = self._run(block, x, step, i, None)
@@ -415,7 +421,7 @@ class Core(nn.Module):
 
 # --- vocabulary -------------------------------------------------------------------------------------------
 
-_LOGITS = 2**24
+LOGITS = 2**24
 """Logits made at a time where they are not kept: 64 MiB of float32."""
 
 
@@ -443,14 +449,15 @@ class Projection:
 
     def total(self, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross entropy summed over the states, a scalar, given the true tokens (M,)."""
-        if len(labels) * len(self.weight) > _LOGITS and hasattr(F, "linear_cross_entropy"):
+        # PyTorch's own makes all logits at once where labels are smoothed.
+        large = len(labels) * len(self.weight) > LOGITS and not label_smoothing
+        if large and hasattr(F, "linear_cross_entropy"):
             result: Tensor = F.linear_cross_entropy(
                 self.states,
                 self.weight,
                 labels,
                 linear_bias=self.bias,
                 reduction="sum",
-                label_smoothing=label_smoothing,
                 options=torch.nn.LinearCrossEntropyOptions(),
             )
             return result
@@ -458,7 +465,7 @@ class Projection:
 
     def losses(self, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross entropy of each state, (M,), given the true tokens (M,)."""
-        rows = max(1, _LOGITS // len(self.weight))
+        rows = max(1, LOGITS // len(self.weight))
         if len(labels) <= rows:
             return _losses(self.states, self.weight, self.bias, labels, label_smoothing)
         chunks = zip(self.states.split(rows), labels.split(rows), strict=True)

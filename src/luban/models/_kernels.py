@@ -30,7 +30,7 @@ from luban import files
 from luban.errors import MachineError, MissingError
 from luban.models._layers import dropout as drop
 
-__all__ = ["add_norm", "attention", "decode_step", "in_use", "use", "useful"]
+__all__ = ["add_norm", "attention", "decode_step", "few_products", "in_use", "use", "useful"]
 
 SOURCE = Path(__file__).with_name("_kernels.cpp")
 STEP = SOURCE.with_name("_step.cpp")  # what it includes
@@ -232,7 +232,7 @@ def _build_now() -> _Choice:
 
 def _load(place: _Place) -> _Choice:
     library = ctypes.CDLL(str(place.library))
-    for name in ("attention_forward", "attention_backward", "norm_forward", "norm_backward", "decode_step"):
+    for name in ("attention_forward", "attention_backward", "norm_forward", "norm_backward", "decode_step", "few_products"):
         getattr(library, name).restype = None
     library.vectors.restype = ctypes.c_char_p
     version = re.search(r"\d+\.\d+", place.about.read_text("utf-8")) if place.about.exists() else None
@@ -452,3 +452,11 @@ def decode_step(model: ctypes.Structure, tokens: ctypes.Structure) -> None:
     library = _library()
     assert library is not None
     library.decode_step(ctypes.byref(model), ctypes.byref(tokens))
+
+
+def few_products(matrix: ctypes.Structure, x: Tensor, out: Tensor) -> None:
+    """Fill `out` (T, rows) with the products of a matrix and each of a few vectors `x` (T, columns)."""
+    library = _library()
+    assert library is not None
+    count, threads = ctypes.c_int64(len(x)), ctypes.c_int64(torch.get_num_threads())
+    library.few_products(ctypes.byref(matrix), _pointer(x), count, _pointer(out), threads)

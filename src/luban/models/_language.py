@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field as Option
@@ -93,6 +93,14 @@ class Language(Family):
     FREE: ClassVar[frozenset[str]] = frozenset({"layer_dropout", "attention_dropout", "dropout", "pool"})
     """Keys that a checkpoint suggests and a recipe may change."""
 
+    @model_validator(mode="after")
+    def _pool_has_seen_the_text(self) -> Self:
+        if self.CAUSAL and self.pool in ("first", "pooler"):
+            raise ValueError(
+                f"pool is '{self.pool}', but the first token of a causal model has seen nothing but itself; take last, mean or max"
+            )
+        return self
+
     @abstractmethod
     def shape(self, vocabulary: int) -> Shape:
         """Return what the core looks like."""
@@ -101,32 +109,62 @@ class Language(Family):
         """Give text inputs the tokenizer and the options that this model needs, where the recipe leaves them out."""
         texts = {c: p for c, p in data.inputs.items() if isinstance(p, Text) and c not in self.encoders}
         said: list[str] = []
+        first = next((column for column, text in texts.items() if text.like is None), None)
         for column, text in texts.items():
             given = text.model_fields_set
             options = dict(self.TEXT)
-            if self.from_ is not None and "tokenizer" not in given:
+            if self.from_ is not None and not {"tokenizer", "like"} & given:
                 if "tokens" in given:
                     raise RecipeError(
                         f"data.inputs.{column}.tokens asks for a new tokenizer, but model.from brings weights that were trained "
                         "with their own; remove one of them"
                     )
                 options = {"tokenizer": self.from_, "lowercase": False}
-            elif len(texts) > 1 and "tokenizer" not in given:
-                raise RecipeError(
-                    f"model type '{self.type}' reads {' and '.join(texts)} as one sequence, which needs one tokenizer: "
-                    "name it by 'tokenizer' in each, or by model.from"
-                )
+            elif "like" in given:
+                options = {}
+            elif column != first and "tokenizer" not in given:
+                options = {"like": first}  # a pair is read as one sequence, which needs one tokenizer
             options["max_length"] = min(512, self.max_positions) // len(texts)
             options = {key: value for key, value in options.items() if key not in given}
-            if text.max_length is not None and "max_length" in given:
-                options.pop("max_length", None)
             data.inputs[column] = type(text).model_validate(
                 {**{k: getattr(text, k) for k in given}, **options}
             )
             shown = ", ".join(f"{key} {value}" for key, value in options.items())
             if shown:
                 said.append(f"{column}: {shown}, for model type '{self.type}'")
+        if len(texts) > 1 and not self.CAUSAL:
+            self._require_ends([*texts], data)
         return said
+
+    def _require_ends(self, texts: list[str], data: Data) -> None:
+        """Refuse a pair whose texts nothing would part."""
+        for column in texts:
+            text = data.inputs[column]
+            assert isinstance(text, Text)
+            if text.like is not None or (text.tokenizer is None and text.special):
+                continue
+            if text.tokenizer is not None:
+                named = Text(tokenizer=text.tokenizer)
+                named.finish()
+                if all(named.frame):
+                    continue
+            raise RecipeError(
+                f"model type '{self.type}' reads {' and '.join(texts)} as one sequence, in which opening and closing tokens part them, "
+                + (
+                    f"and '{text.tokenizer}' puts none around a text; take another tokenizer"
+                    if text.tokenizer is not None
+                    else f"and data.inputs.{column}.special is false; remove the key"
+                )
+            )
+
+    def usual(self, adapted: bool) -> dict[str, Any]:
+        """Pretrained weights want small steps that begin smaller (Devlin et al., 2018; Hu et al., 2021); new ones a warm-up."""
+        rate = 5e-4 if self.from_ is None else 3e-4 if adapted else 5e-5
+        usual: dict[str, Any] = {
+            "optimizer": {"type": "adamw", "learning_rate": rate},
+            "schedule": {"type": "linear", "warmup": 0.1},
+        }
+        return usual if self.from_ is None else {**usual, "epochs": 3}
 
     def portable(self) -> Language:
         """Return the options of the module as built: sizes are written out, so that no other directory is needed."""
@@ -158,7 +196,7 @@ class Language(Family):
         if inputs[first].size != inputs[second].size:
             raise RecipeError(
                 f"model type '{self.type}' reads a pair of texts as one sequence, but '{inputs[first].column}' and '{inputs[second].column}' have "
-                "tokenizers of their own: name one by 'tokenizer' in both or by model.from, or take type 'transformer', which reads each by itself"
+                "tokenizers of their own: share one by 'like', name one by 'tokenizer' in both or by model.from, or take type 'transformer', which reads each by itself"
             )
         others = {n: f for n, f in inputs.items() if n != second}
         result = super()._encoders(others)
@@ -268,7 +306,7 @@ class LanguageEncoder(Encoder):
         if len(self.names) == 1:
             return first, None
         second = read_ragged(batch, self.names[1])
-        ids = join(first, second, self.separated)
+        ids = join(first, second, "whole" if self.core.shape.causal else "both" if self.separated else "one")
         segments = (ids.positions >= first.lengths[ids.rows]).long()
         return ids, segments if self.core.shape.segments > 1 and not self.separated else None
 
@@ -276,26 +314,27 @@ class LanguageEncoder(Encoder):
     """Whether two separators stand between the texts of a pair (RoBERTa), not one (BERT)."""
 
 
-def join(first: Ragged, second: Ragged, separated: bool) -> Ragged:
-    """Put the second text of each pair behind the first, whose last token ends it; the second's opening token gives way.
+def join(first: Ragged, second: Ragged, separators: Literal["one", "both", "whole"]) -> Ragged:
+    """Put the second text of each pair behind the first.
 
     Args:
-        first, second: ids, each text between an opening and a closing token.
-        separated: put the closing token in the opening one's place instead of leaving it out.
+        first, second: ids, each text between an opening and a closing token; for ``whole``, as they come.
+        separators: ``one``: the first text's closing token parts them, and the second's opening one is left out; ``both``: a
+            closing token stands in its place; ``whole``: all of both texts is kept (causal models, whose texts may have no
+            opening token).
 
     Example:
         >>> a, b = Ragged(torch.tensor([1, 7, 2]), torch.tensor([0, 3])), Ragged(torch.tensor([1, 8, 2]), torch.tensor([0, 3]))
-        >>> join(a, b, False).values.tolist(), join(a, b, True).values.tolist()
-        ([1, 7, 2, 8, 2], [1, 7, 2, 2, 8, 2])
+        >>> [join(a, b, how).values.tolist() for how in ("one", "both", "whole")]
+        [[1, 7, 2, 8, 2], [1, 7, 2, 2, 8, 2], [1, 7, 2, 1, 8, 2]]
     """
-    kept = second.values.clone()
+    kept, offsets = second.values.clone(), second.offsets
     some = second.lengths > 0  # a text without any token has no opening one
     starts = second.offsets[:-1][some]
-    if separated:
+    if separators == "both":
         ends = (first.offsets[1:] - 1)[some].clamp(min=0)
         kept[starts] = first.values[ends] if len(first.values) else kept[starts]
-        offsets = second.offsets
-    else:
+    elif separators == "one":
         inner = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
         inner[starts] = False
         kept = kept[inner]

@@ -124,6 +124,8 @@ class Family(Model):
 
     made_for: ClassVar[str] = ""
     """What the family reads, for messages (``images``); empty if it is made for anything."""
+    WRITES: ClassVar[bool] = False
+    """Whether a target may be a text, which the family writes."""
     HEAD_BIAS: ClassVar[bool] = True
     """Whether the heads have a bias."""
 
@@ -183,6 +185,10 @@ class Family(Model):
             if field.role == "target" and field.output is not None
         }
         for field in spec.fields.values():
+            if field.role == "target" and is_sequence(field) and field.kind != TOKENS and not self.WRITES:
+                raise RecipeError(
+                    f"model type '{self.type}' writes no text, and target '{field.column}' is a {field.kind}; take type 'seq2seq'"
+                )
             if field.role == "target" and field.kind == TOKENS:
                 reader = encoders.get(module_key(field.column))
                 if reader is None or not reader.speaks:

@@ -16,11 +16,15 @@
 //
 // Included by _kernels.cpp, whose vectors it uses.
 
+#include <omp.h>
+#include <sched.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <vector>
 
 namespace {
-
-typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 struct Matrix {
     const void* weight;  // (rows, columns)
@@ -36,7 +40,7 @@ struct Scaling {
 struct Layer {
     Scaling attention_norm, feed_norm, query_norm, key_norm;
     Matrix query, key, value, out, gate, up, down;
-    float *keys, *values;  // (B, capacity, key heads, d)
+    float *keys, *values;  // (B, key heads, capacity, d)
 };
 
 struct Transformer {
@@ -111,76 +115,94 @@ void rotate(float* x, int64_t size, const float* cosines, const float* sines) {
 
 // --- matrix times vectors ----------------------------------------------------------------------------------
 
-constexpr int ROWS = 4;                        // of the matrix at a time: each value of a vector is loaded once for them
-constexpr int VECTORS = LANES == 16 ? 4 : 2;   // as many sums as there are registers
+constexpr int VECTORS = 4;  // at a time: each weight that is read is used for so many
+constexpr int AHEAD = 8192;  // bytes: what is asked of memory before it is needed, beyond what the processor foresees
+constexpr int64_t ROWS = 4;  // of a matrix: what the rows of a piece come in multiples of
 
 inline Vector widened(const float* from) { return load(from); }
-inline Vector widened(const int8_t* from) {
-    return __builtin_convertvector(*reinterpret_cast<const Bytes*>(from), Vector);
+inline Vector widened(const int8_t* from) {  // by intrinsics, because GCC makes of __builtin_convertvector ten times as much
+#if defined(__AVX512F__)
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+    Vector result;
+    for (int i = 0; i < LANES; i++) result[i] = from[i];
+    return result;
+#endif
 }
 
-template <int R, int N, class Weight>
-inline void dots(int64_t columns, const Weight* weight, const float* x, float (*result)[VECTORS]) {
-    Vector sum[R][N] = {};
+// One row of a matrix at a time: memory is read in one stream, in which the processor sees what comes next; four streams take
+// nearly twice as long.
+template <int N, class Weight>
+inline void dots(int64_t columns, const Weight* weight, const float* x, float* result) {
+    constexpr int UNROLLED = N == 1 ? 4 : 2;  // so many sums that none waits for the one before
+    Vector sum[N][UNROLLED] = {};
     int64_t i = 0;
-    for (; i + LANES <= columns; i += LANES) {
-        Vector own[N];
-        for (int n = 0; n < N; n++) own[n] = load(x + n * columns + i);
-        for (int r = 0; r < R; r++) {
-            Vector factor = widened(weight + r * columns + i);
-            for (int n = 0; n < N; n++) sum[r][n] += factor * own[n];
+    for (; i + UNROLLED * LANES <= columns; i += UNROLLED * LANES) {
+        __builtin_prefetch(reinterpret_cast<const char*>(weight + i) + AHEAD);
+        for (int u = 0; u < UNROLLED; u++) {
+            Vector factor = widened(weight + i + u * LANES);
+            for (int n = 0; n < N; n++) sum[n][u] += factor * load(x + n * columns + i + u * LANES);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int n = 0; n < N; n++) {
-            float rest = 0;
-            for (int64_t j = i; j < columns; j++) rest += weight[r * columns + j] * x[n * columns + j];
-            result[r][n] = sum_of(sum[r][n]) + rest;
-        }
-}
-
-template <int N, class Weight>
-inline void some_dots(int64_t rows, int64_t columns, const Weight* weight, const float* x, float (*result)[VECTORS]) {
-    if (rows == ROWS) return dots<ROWS, N>(columns, weight, x, result);
-    for (int64_t r = 0; r < rows; r++) dots<1, N>(columns, weight + r * columns, x, result + r);
+    for (int n = 0; n < N; n++) {
+        for (int u = 1; u < UNROLLED; u++) sum[n][0] += sum[n][u];
+        result[n] = sum_of(sum[n][0]);
+        for (int64_t j = i; j < columns; j++) result[n] += weight[j] * x[n * columns + j];
+    }
 }
 
 template <class Weight>
-inline void few_dots(int64_t rows, int64_t vectors, int64_t columns, const Weight* weight, const float* x,
-                     float (*result)[VECTORS]) {
+inline void few_dots(int64_t vectors, int64_t columns, const Weight* weight, const float* x, float* result) {
     switch (vectors) {
-        case 1: return some_dots<1>(rows, columns, weight, x, result);
-        case 2: return some_dots<2>(rows, columns, weight, x, result);
-        case 3: return some_dots<VECTORS < 3 ? 1 : 3>(rows, columns, weight, x, result);
-        default: return some_dots<VECTORS>(rows, columns, weight, x, result);
+        case 1: return dots<1>(columns, weight, x, result);
+        case 2: return dots<2>(columns, weight, x, result);
+        case 3: return dots<3>(columns, weight, x, result);
+        default: return dots<VECTORS>(columns, weight, x, result);
     }
 }
 
 // give(row of the matrix, vector, value) for rows begin .. end and all vectors, (batch, columns).
 template <class Give>
 inline void multiply_rows(const Matrix& by, int64_t begin, int64_t end, const float* x, int64_t batch, Give give) {
-    float result[ROWS][VECTORS];
-    for (int64_t row = begin; row < end; row += ROWS) {
-        int64_t rows = std::min<int64_t>(ROWS, end - row);
+    float result[VECTORS];
+    for (int64_t row = begin; row < end; row++)
         for (int64_t first = 0; first < batch; first += VECTORS) {
             int64_t vectors = std::min<int64_t>(VECTORS, batch - first);
             const float* from = x + first * by.columns;
             if (by.scale)
-                few_dots(rows, vectors, by.columns, static_cast<const int8_t*>(by.weight) + row * by.columns, from, result);
+                few_dots(vectors, by.columns, static_cast<const int8_t*>(by.weight) + row * by.columns, from, result);
             else
-                few_dots(rows, vectors, by.columns, static_cast<const float*>(by.weight) + row * by.columns, from, result);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t n = 0; n < vectors; n++) {
-                    float value = by.scale ? result[r][n] * by.scale[row + r] : result[r][n];
-                    give(row + r, first + n, by.bias ? value + by.bias[row + r] : value);
-                }
+                few_dots(vectors, by.columns, static_cast<const float*>(by.weight) + row * by.columns, from, result);
+            for (int64_t n = 0; n < vectors; n++) {
+                float value = by.scale ? result[n] * by.scale[row] : result[n];
+                give(row, first + n, by.bias ? value + by.bias[row] : value);
+            }
         }
-    }
 }
 
 // --- the pass --------------------------------------------------------------------------------------------------
 
+// Where threads wait for each other. OpenMP's own barrier spins for milliseconds, and takes the processor from the thread it
+// waits for when something else runs on the machine; this one gives way after some microseconds.
+struct Barrier {
+    int64_t waiting = 0, passed = 0;
+
+    void wait(int64_t threads) {
+        int64_t before = __atomic_load_n(&passed, __ATOMIC_ACQUIRE);
+        if (__atomic_add_fetch(&waiting, 1, __ATOMIC_ACQ_REL) == threads) {
+            __atomic_store_n(&waiting, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&passed, before + 1, __ATOMIC_RELEASE);
+            return;
+        }
+        for (int turn = 0; __atomic_load_n(&passed, __ATOMIC_ACQUIRE) == before; turn++)
+            if (turn > 10000) sched_yield();
+    }
+};
+
 struct Shared {
+    Barrier barrier;
     std::vector<float> queries, keys, values, heads, inside;
     std::vector<int64_t> taken;  // how far each phase is
 };
@@ -218,16 +240,16 @@ void attend_head(const Transformer& model, const Layer& layer, const Tokens& tok
         for (int64_t g = 0; g < group; g++) rotate(query + g * size, size, cosines, sines);
         rotate(key, size, cosines, sines);
     }
-    float* keys = layer.keys + row * tokens.capacity * step + head * size;
-    float* values = layer.values + row * tokens.capacity * step + head * size;
-    std::copy(key, key + size, keys + place * step);
-    std::copy(value, value + size, values + place * step);
+    const int64_t begin = (row * model.key_heads + head) * tokens.capacity * size;
+    float *keys = layer.keys + begin, *values = layer.values + begin;
+    std::copy(key, key + size, keys + place * size);
+    std::copy(value, value + size, values + place * size);
 
     scores.resize(group * seen);
     float scale = LOG2_E / std::sqrt(static_cast<float>(size));
     for (int64_t t = 0; t < seen; t++)
         for (int64_t g = 0; g < group; g++)
-            scores[g * seen + t] = scale * product(size, query + g * size, keys + t * step);
+            scores[g * seen + t] = scale * product(size, query + g * size, keys + t * size);
     float* out = shared.heads.data() + (row * model.heads + head * group) * size;
     std::fill(out, out + group * size, 0.0f);
     for (int64_t g = 0; g < group; g++) {
@@ -240,7 +262,7 @@ void attend_head(const Transformer& model, const Layer& layer, const Tokens& tok
     for (int64_t t = 0; t < seen; t++)
         for (int64_t g = 0; g < group; g++) {
             float weight = scores[g * seen + t], *to = out + g * size;
-            const float* from = values + t * step;
+            const float* from = values + t * size;
             for (int64_t i = 0; i < size; i++) to[i] += weight * from[i];
         }
 }
@@ -248,6 +270,7 @@ void attend_head(const Transformer& model, const Layer& layer, const Tokens& tok
 void run(const Transformer& model, const Tokens& tokens, Shared& shared) {
     int64_t batch = tokens.rows, width = model.width, kv = model.key_heads * model.head_size;
     int64_t inner = model.heads * model.head_size;
+    const int64_t threads = omp_get_num_threads();
     std::vector<float> normal(batch * width), scores;
     int64_t* taken = shared.taken.data();
     auto normalised = [&](Scaling by) {  // by every thread for itself, which is cheaper than a barrier
@@ -263,7 +286,7 @@ void run(const Transformer& model, const Tokens& tokens, Shared& shared) {
             multiply_rows(matrix, begin, end, x, batch,
                           [&](int64_t row, int64_t n, float v) { tokens.x[n * width + row] += v; });
         });
-#pragma omp barrier
+        shared.barrier.wait(threads);
     };
     for (int64_t l = 0; l < model.count; l++) {
         const Layer& layer = model.layers[l];
@@ -278,11 +301,11 @@ void run(const Transformer& model, const Tokens& tokens, Shared& shared) {
             part(layer.key, inner, shared.keys.data());
             part(layer.value, inner + kv, shared.values.data());
         });
-#pragma omp barrier
+        shared.barrier.wait(threads);
         in_pieces(taken++, batch * model.key_heads, 1, [&](int64_t task, int64_t) {
             attend_head(model, layer, tokens, shared, task / model.key_heads, task % model.key_heads, scores);
         });
-#pragma omp barrier
+        shared.barrier.wait(threads);
         add(layer.out, shared.heads.data());
         x = normalised(layer.feed_norm);
         in_pieces(taken++, model.inside, piece_of(layer.up), [&](int64_t begin, int64_t end) {
@@ -299,7 +322,7 @@ void run(const Transformer& model, const Tokens& tokens, Shared& shared) {
                         v = activated(model.activation, v);
                     }
         });
-#pragma omp barrier
+        shared.barrier.wait(threads);
         add(layer.down, shared.inside.data());
     }
     const float* x = normalised(model.last_norm);
@@ -321,4 +344,13 @@ extern "C" void decode_step(const Transformer* model, const Tokens* tokens) {
     shared.taken.resize(5 * model->count + 1);
 #pragma omp parallel num_threads(static_cast<int>(model->threads))
     run(*model, *tokens, shared);
+}
+
+// out (batch, rows) = x (batch, columns) matrix', for few vectors.
+extern "C" void few_products(const Matrix* matrix, const float* x, int64_t batch, float* out, int64_t threads) {
+    const int64_t piece = piece_of(*matrix), rows = matrix->rows;
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads))
+    for (int64_t begin = 0; begin < rows; begin += piece)
+        multiply_rows(*matrix, begin, std::min(begin + piece, rows), x, batch,
+                      [&](int64_t row, int64_t n, float v) { out[n * rows + row] = v; });
 }

@@ -8,7 +8,7 @@ It takes fp32 weights, or int8 ones (`Int8Linear`), which are a quarter to read.
 from __future__ import annotations
 
 import ctypes
-import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +18,23 @@ from torch import Tensor, nn
 from luban.data.ragged import Ragged
 from luban.models import _kernels
 from luban.models._cache import Cache
-from luban.models._core import Block, Core, Projection, Vocabulary
+from luban.models._core import LOGITS, Block, Core, Projection, Vocabulary
 
 __all__ = ["Int8Embedding", "Int8Linear", "Int8Vocabulary", "Stepper", "rounded"]
 
-_FEW = {torch.float32: 8, torch.int8: 16}
+_FEW = {torch.float32: 8, torch.int8: 24}
 """Rows at a time up to which this is quicker than PyTorch's products, which use each weight more often."""
+_PART = 2**18
+"""Weights that are turned into fp32 at a time: more would not stay in a near cache."""
 _ACTIVATIONS = {"SiLU": 0, "GELU": 1, "GELU tanh": 2, "ReLU": 3}
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "bias")),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+    )
 
 
 # --- int8 weights -----------------------------------------------------------------------------------------------
@@ -54,9 +64,18 @@ class _Int8(nn.Module):
         self.register_buffer("weight", values)
         self.register_buffer("scale", scale)
 
-    def plain(self) -> Tensor:
-        """Return the matrix in float32."""
-        return self.weight.float() * self.scale[:, None]
+    def products(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(T, columns) to (T, rows)."""
+        rows, columns = self.weight.shape
+        if len(x) <= _FEW[torch.int8] and not torch.is_grad_enabled() and _kernels.useful(x, self.scale):
+            out = x.new_empty(len(x), rows)
+            x = x.contiguous()
+            pointers = (y if y is None else y.data_ptr() for y in (self.weight, self.scale, bias))
+            _kernels.few_products(_Matrix(*pointers, rows, columns), x, out)
+            return out
+        parts = self.weight.split(max(1, _PART // columns))
+        y = torch.cat([F.linear(x, part.to(x.dtype)) for part in parts], 1) * self.scale.to(x.dtype)
+        return y if bias is None else y + bias
 
 
 class Int8Linear(_Int8):
@@ -74,8 +93,7 @@ class Int8Linear(_Int8):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, columns) to (T, rows)."""
-        y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        return self.products(x, self.bias)
 
 
 class Int8Embedding(_Int8):
@@ -86,40 +104,62 @@ class Int8Embedding(_Int8):
         return self.weight[ids].float() * self.scale[ids][:, None]
 
 
+@dataclass(kw_only=True)
+class _Int8Projection(Projection):
+    """States on their way to the vocabulary through an int8 matrix."""
+
+    matrix: _Int8
+
+    def logits(self) -> Tensor:
+        """Return all logits, (M, V), in float32."""
+        return self.matrix.products(self.states, self.bias).float()
+
+    def losses(self, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Return the cross entropy of each state, (M,), given the true tokens (M,)."""
+        rows = max(1, LOGITS // len(self.weight))
+        parts = [
+            F.cross_entropy(
+                _Int8Projection(states, self.weight, self.bias, matrix=self.matrix).logits(),
+                wanted,
+                reduction="none",
+                label_smoothing=label_smoothing,
+            )
+            for states, wanted in zip(self.states.split(rows), labels.split(rows), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def total(self, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Return the cross entropy summed over the states, a scalar, given the true tokens (M,)."""
+        return self.losses(labels, label_smoothing).sum()
+
+
 class Int8Vocabulary(nn.Module):
     """What turns states into logits, with int8 weights.
 
     Args:
-        matrix: (V, D); may be the table of tokens itself.
+        matrix: (V, D).
         bias: of each token, (V,).
+        tied: whether the matrix is the table of tokens itself.
     """
 
-    def __init__(self, matrix: _Int8, bias: Tensor | None) -> None:
+    def __init__(self, matrix: Int8Embedding, bias: Tensor | None, *, tied: bool) -> None:
         super().__init__()
         # In a list where it is shared, so that a tied weight has one name only and is saved once.
-        self.matrix = None if isinstance(matrix, Int8Embedding) else matrix
-        self._tied = [matrix] if isinstance(matrix, Int8Embedding) else []
+        self.matrix = None if tied else matrix
+        self._tied = [matrix] if tied else []
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     @property
-    def weights(self) -> _Int8:
+    def weights(self) -> Int8Embedding:
         """The matrix."""
         return self._tied[0] if self.matrix is None else self.matrix
 
     def forward(self, states: Tensor) -> Projection:
         """(M, D) to logits yet to be made."""
-        return Projection(states, self.weights.plain(), self.bias)
+        return _Int8Projection(states, self.weights.weight, self.bias, matrix=self.weights)
 
 
 # --- the call -----------------------------------------------------------------------------------------------------
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "scale", "bias")),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-    )
 
 
 class _Scaling(ctypes.Structure):
@@ -201,7 +241,7 @@ class Stepper:
             layer.keys, layer.values = own_keys.data_ptr(), own_values.data_ptr()
         call = _Tokens(
             rows=rows,
-            capacity=keys[0].shape[1],
+            capacity=keys[0].shape[2],
             positions=reach.positions.data_ptr(),
             x=x.data_ptr(),
             logits=logits.data_ptr(),
@@ -284,11 +324,18 @@ def _known(core: Core, language: nn.Module) -> bool:
         return False
     plain = (nn.Linear, Int8Linear, nn.Embedding, Int8Embedding, nn.LayerNorm, nn.RMSNorm)
     for block in _blocks(core):
-        leaves = [
-            *operator.attrgetter("attention.q", "attention.k", "attention.v", "attention.out")(block),
-            *operator.attrgetter("feed.up", "feed.down", "attention_norm", "feed_norm")(block),
+        attention, feed = block.attention, block.feed
+        leaves: list[nn.Module | None] = [
+            attention.q,
+            attention.k,
+            attention.v,
+            attention.out,
+            feed.gate,
+            feed.up,
+            feed.down,
         ]
-        if any(type(leaf) not in plain for leaf in [*leaves, block.feed.gate or leaves[0]]):
+        leaves += [block.attention_norm, block.feed_norm, attention.q_norm, attention.k_norm]
+        if any(leaf is not None and type(leaf) not in plain for leaf in leaves):
             return False
     modules = [*core.modules(), *language.modules()]
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):

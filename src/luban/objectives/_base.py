@@ -80,6 +80,11 @@ class Objective(Component):
         sentences."""
         return []
 
+    def aside(self) -> dict[str, str]:
+        """Return the inputs that the model does not read as its own, because the objective hands them over in place of another:
+        column → that other one, whose options it takes over. They stand last in ``data.inputs``."""
+        return {}
+
     def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
         """Look at the fitted columns; return the target fields that the objective makes itself, by full name.
 
@@ -112,6 +117,10 @@ class Objective(Component):
         Raises:
             RecipeError: if the objective does not fit them.
         """
+
+    def begin(self, model: nn.Module) -> None:
+        """Look at the model before its first update, also where a run goes on: with the weights it began with, on its device."""
+        return
 
     @abstractmethod
     def count(self, batch: Batch) -> dict[str, Tensor]:

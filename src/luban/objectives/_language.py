@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field as Option
@@ -15,6 +15,7 @@ from torch import Tensor
 from luban.data.batch import Batch
 from luban.data.contracts import Field
 from luban.data.pipeline import Pipeline
+from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import RecipeError
@@ -33,6 +34,9 @@ class LanguageObjective(Objective):
     """Tokens of an example, at the most: longer documents become several. As many as the model takes, but at most 512, if left
     out."""
 
+    CHATS: ClassVar[bool] = False
+    """Whether the column may hold conversations, which are examples as they are: no window cuts a question off its answer."""
+
     _text: Text | None = PrivateAttr(default=None)
     _positions: int = PrivateAttr(default=0)
 
@@ -47,6 +51,11 @@ class LanguageObjective(Objective):
         """The column's processor."""
         assert self._text is not None, "bind() comes first"
         return self._text
+
+    @property
+    def chats(self) -> bool:
+        """Whether the column holds conversations, of which the answers are to be learnt."""
+        return isinstance(self.text, Chat)
 
     def complete(self, data: Data) -> list[str]:
         texts = [column for column, processor in data.inputs.items() if isinstance(processor, Text)]
@@ -67,27 +76,55 @@ class LanguageObjective(Objective):
             )
         text = data.inputs[self.column]
         assert isinstance(text, Text)
+        if isinstance(text, Chat):
+            return self._complete_chat(data, text)
         if "max_length" in text.model_fields_set:
             return []
         data.inputs[self.column] = text.model_copy(update={"max_length": None})
         data.inputs[self.column].model_fields_set.add("max_length")
         return [f"{self.column}: max_length null, since {self.type} cuts documents into windows"]
 
+    def _complete_chat(self, data: Data, text: Chat) -> list[str]:
+        """Take `length` for the longest conversation: longer ones are cut, not made into several."""
+        if not self.CHATS:
+            raise RecipeError(
+                f"objective {self.type} reads plain texts, and '{self.column}' holds conversations; take causal_lm or dpo, or read it as text"
+            )
+        if self.length is None or text.max_length == self.length:
+            return []
+        if "max_length" in text.model_fields_set:
+            raise RecipeError(
+                f"objective {self.type}: length is {self.length}, and max_length of '{self.column}' is {text.max_length}; a conversation is "
+                "one example, so remove one of them"
+            )
+        data.inputs[self.name] = text.model_copy(update={"max_length": self.length})
+        data.inputs[self.name].model_fields_set.add("max_length")
+        return [f"{self.column}: max_length {self.length}, the length of objective {self.type}"]
+
     def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
         text = pipeline.inputs[self.name]
         assert isinstance(text, Text)
         self._text = text
+        if isinstance(text, Chat):
+            self.length = text.max_length
         self._positions = min(limit or 512, 512) if self.length is None else self.length
         if limit and self._positions > limit:
             raise RecipeError(
                 f"objective {self.type}: length is {self._positions}, and the model takes {limit} positions; lower it, or raise model.max_positions"
             )
-        self.length = self._positions
+        if not self.chats:
+            self.length = self._positions
         size = text.trained.get_vocab_size()
         return {f"{self.name}.labels": Field(self.name, "tokens", "target", "int64", None, size=size)}
 
     def setup(self, targets: Mapping[str, TargetFacts]) -> None:
         """Nothing: the targets are the text's own."""
+
+    def ends(self) -> tuple[int, int]:
+        """Return how many tokens the column puts before and after a document."""
+        before, after = self.text.frame
+        closed = self.text.end and self.text.end_id is not None and after[-1:] != [self.text.end_id]
+        return len(before), len(after) + closed
 
     def ids(self, batch: Batch) -> Ragged:
         """Return the tokens of a batch."""

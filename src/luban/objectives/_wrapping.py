@@ -47,6 +47,9 @@ class Wrapping(Objective):
     def complete(self, data: Data) -> list[str]:
         return self.inner.complete(data)
 
+    def aside(self) -> dict[str, str]:
+        return self.inner.aside()
+
     def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
         return self.inner.bind(pipeline, limit)
 
@@ -61,6 +64,9 @@ class Wrapping(Objective):
 
     def setup(self, targets: Mapping[str, TargetFacts]) -> None:
         self.inner.setup(targets)
+
+    def begin(self, model: nn.Module) -> None:
+        self.inner.begin(model)
 
     def count(self, batch: Batch) -> dict[str, Tensor]:
         return self.inner.count(batch)

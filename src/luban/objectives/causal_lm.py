@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from luban.data.batch import Batch
+from luban.data.ragged import Ragged
 from luban.objectives._language import LanguageObjective
 from luban.registry import register
 
@@ -20,12 +21,19 @@ class CausalLM(LanguageObjective):
     Documents stand in a batch one after the other without padding, and none sees another. A document of more than `length`
     tokens becomes several examples that share one token, so that each token but the first is predicted exactly once.
 
+    Of conversations (processor `chat`), only the tokens of the answers are predicted, those that end them among them (Ouyang et
+    al., 2022, 'Training language models to follow instructions', step 1); a conversation is one example.
+
     Example:
         >>> CausalLM(length=256).type
         'causal_lm'
     """
 
+    CHATS: ClassVar = True
+
     def window(self) -> Any:
+        if self.chats:
+            return None
         assert self.length is not None, "bind() comes first"
         return f"{self.name}.ids", self.length, 1, (0, 0)
 
@@ -34,6 +42,10 @@ class CausalLM(LanguageObjective):
         places = torch.arange(len(ids.values))
         # A row's last token predicts nothing, and its first is predicted by nothing.
         read = places[places + 1 < ids.offsets[1:][ids.rows]]
+        if self.chats:
+            answer = batch.pop(f"{self.name}.answer")
+            assert isinstance(answer, Ragged)
+            read = read[answer.values[read + 1] > 0]
         batch[f"{self.name}.read"] = read
         batch[f"{self.name}.labels"] = ids.values[read + 1]
         return batch

@@ -71,10 +71,7 @@ class MaskedLM(LanguageObjective):
 
     def window(self) -> Any:
         assert self.length is not None, "bind() comes first"
-        ends = (
-            1 if self.text.special else 0
-        )  # the opening and closing tokens that the column puts around a document
-        return f"{self.name}.ids", self.length - 2, 0, (ends, ends)
+        return f"{self.name}.ids", self.length - 2, 0, self.ends()
 
     def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
         assert self._inner is not None

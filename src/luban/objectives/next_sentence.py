@@ -67,8 +67,7 @@ class NextSentence(LanguageObjective):
 
     def window(self) -> Any:
         assert self.length is not None, "bind() comes first"
-        ends = 1 if self.text.special else 0
-        return f"{self.name}.ids", self.length - 3, 0, (ends, ends)
+        return f"{self.name}.ids", self.length - 3, 0, self.ends()
 
     def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
         assert self._ends is not None
@@ -76,11 +75,15 @@ class NextSentence(LanguageObjective):
         rows = self.ids(batch).unbind()
         halves = [self._halves(row, generator) for row in rows]
         false = torch.rand(len(rows), generator=generator) < 0.5
-        false &= torch.tensor([len(second) > 0 for _, second in halves], dtype=torch.bool)
+        some = torch.tensor([len(second) > 0 for _, second in halves], dtype=torch.bool)
+        false &= some
         chosen = false.nonzero().squeeze(1)
         partner = dict(zip(chosen.tolist(), chosen.roll(1).tolist(), strict=True))
-        if self.pairs == "next" and len(chosen) < 2:  # nobody to exchange with
-            false[:], partner = False, {}
+        if self.pairs == "next" and len(chosen) == 1:  # nobody to exchange with: it borrows from another row
+            only = int(chosen)
+            others = [i for i in some.nonzero().squeeze(1).tolist() if i != only]
+            partner = {only: others[only % len(others)]} if others else {}
+            false[only] = bool(others)
         opening = torch.tensor([self.text.cls_id])
         closing = torch.tensor([self.text.sep_id])
         joined, segments = [], []

@@ -208,6 +208,8 @@ class Engine:
 
     def _update(self, batches: Iterable[Batch]) -> None:
         progress = self.progress
+        for callback in self.callbacks:
+            callback.before_update(self.step.model, progress)
         factor = self.schedule.factor(progress.step, progress.total_steps)
         for group in self.step.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -433,6 +435,8 @@ def is_loss(metric: str) -> bool:
         "ece",
         "brier",
         "hamming",
+        "perplexity",
+        "bits_per_byte",
     )
 
 

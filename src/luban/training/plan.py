@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from luban.artefact import build_model
 from luban.data.augment._base import Augmenter
 from luban.data.contracts import Field, Flat, Spec
 from luban.data.loader import Loader
-from luban.data.prepare import Prepared, prepare
+from luban.data.prepare import Prepared, Report, prepare
 from luban.data.processors.text import Text
 from luban.data.store import Store
 from luban.data.windows import Windows
@@ -24,7 +24,7 @@ from luban.evaluation.metrics import MANY, Task, names
 from luban.models import _kernels
 from luban.models._base import Model
 from luban.objectives._base import Objective, TargetFacts
-from luban.recipe import Recipe, Section
+from luban.recipe import Data, Recipe, Section
 from luban.training import machine
 from luban.training.callbacks._base import Callback
 from luban.training.engine import flops_of, units_in
@@ -73,7 +73,7 @@ class Plan:
     flops: float
 
 
-def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage, rows: None) -> Plan:
+def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) -> Plan:
     """Prepare the data, build the model and derive whatever the recipe leaves out.
 
     Raises:
@@ -95,7 +95,8 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     family = cast(Model, recipe.model)
     for objective in _listed(recipe):
         derived += objective.complete(recipe.data)
-    derived += family.complete(recipe.data)
+    aside = {column: other for objective in _listed(recipe) for column, other in objective.aside().items()}
+    derived += _complete_inputs(family, recipe.data, aside)
     if family.attends:
         why = _kernels.use(train.kernels)
         if train.kernels == "auto":
@@ -110,7 +111,8 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     made: dict[str, Field] = {}
     for objective in objectives:
         made.update(objective.bind(prepared.pipeline, getattr(family, "max_positions", None) or 0))
-    spec = _model_spec(prepared.spec, made)
+    prepared.pipeline.set_aside(aside)  # only now: what is prepared holds these columns too
+    spec = _model_spec(prepared.spec, made, aside)
 
     torch.manual_seed(train.seed)
     model = build_model(recipe.model, recipe.adapt, spec, pretrained=True, said=derived)
@@ -125,10 +127,16 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
     model.to(choice.device)
     if any(one.shape is not None and len(one.shape) == 3 for one in spec.fields.values()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for objective in objectives:
+        objective.begin(model)
 
+    usual = family.usual(any(step.type == "lora" for step in recipe.adapt))
     if train.optimizer is None:
-        train.optimizer = Section("optimizers").parse("adamw")
+        train.optimizer = Section("optimizers").parse(usual.get("optimizer", "adamw"))
         derived.append(f"optimizer: adamw, learning rate {cast(Optimizer, train.optimizer).learning_rate:g}")
+        if train.schedule is None and "schedule" in usual:  # belongs to the optimizer's learning rate
+            train.schedule = Section("schedules").parse(usual["schedule"])
+            derived.append(f"schedule: {train.schedule.type}, warm-up {cast(Schedule, train.schedule).warmup:g} of the updates")
     if train.schedule is None:
         train.schedule = Section("schedules").parse("constant")
     optimizer = cast(Optimizer, train.optimizer)
@@ -177,8 +185,8 @@ def make_plan(recipe: Recipe, report: Callable[[str, int], None] = lambda stage,
         derived.append("there are no validation rows, so the last weights are kept")
     per_epoch = 1 if accumulate == 0 else -(-loader.count() // accumulate)
     if train.epochs is None and train.steps is None:
-        train.epochs = 10
-        derived.append("epochs: 10")
+        train.epochs = usual.get("epochs", 10)
+        derived.append(f"epochs: {train.epochs}")
     total_steps = train.steps if train.steps is not None else per_epoch * cast(int, train.epochs)
     metric = train.metric or "loss"
     train.metric = metric
@@ -231,9 +239,21 @@ def _needs_validation(recipe: Recipe) -> str | None:
     return f"train.metric {train.metric}" if train.metric not in (None, "loss") else None
 
 
-def _model_spec(spec: Spec, made: dict[str, Field]) -> Spec:
+def _complete_inputs(family: Model, data: Data, aside: dict[str, str]) -> list[str]:
+    """Let the model fill in the options of the inputs that it reads; those set aside take over the options of another."""
+    read = data.model_copy(update={"inputs": {c: p for c, p in data.inputs.items() if c not in aside}})
+    said = family.complete(read)
+    data.inputs = {**read.inputs, **{c: read.inputs[other].model_copy() for c, other in aside.items()}}
+    return said
+
+
+def _model_spec(spec: Spec, made: dict[str, Field], aside: Collection[str] = ()) -> Spec:
     """The fields that a model may see: inputs and targets, and the targets that objectives make themselves."""
-    seen = {name: one for name, one in spec.fields.items() if one.role in ("input", "target")}
+    seen = {
+        name: one
+        for name, one in spec.fields.items()
+        if one.role in ("input", "target") and one.column not in aside
+    }
     return Spec({**seen, **made})
 
 
@@ -325,12 +345,12 @@ def _counts(store: Store, name: str, classes: int) -> list[int] | None:
 def _check_metric(metric: str, prepared: Prepared, objectives: Sequence[Objective]) -> None:
     known = ["loss", *(name for one in objectives for name in one.describe({}))] + [
         f"{column}.{name}"
-        for column, p in prepared.pipeline.targets.items()
+        for column, p in prepared.pipeline.scored.items()
         for name in names(cast(Task, p.task), len(p.classes()))
     ]
     if metric not in known:
         column, _, name = metric.rpartition(".")
-        target = prepared.pipeline.targets.get(column)
+        target = prepared.pipeline.scored.get(column)
         if target is not None and name in names(cast(Task, target.task), 2):
             raise RecipeError(
                 f"train.metric: '{metric}' is not measured, because '{column}' has {len(target.classes())} classes and it is too costly beyond {MANY}; metrics are {', '.join(known)}"

@@ -140,7 +140,7 @@ class GradientStep:
                 mean = mean if part.weight == 1.0 else part.weight * mean
                 share = mean if share is None else share + mean
             assert share is not None, "an objective returned no loss"
-            share.backward()  # type: ignore[no-untyped-call]
+            share.backward()
             whole = share.detach() if whole is None else whole + share.detach()
         assert whole is not None, "an update needs a batch"
         means["loss"] = whole

@@ -22,10 +22,11 @@ def text(metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, param
     """Return the card as Markdown."""
     inputs = ", ".join(f"`{name}` ({p.type})" for name, p in recipe.data.inputs.items())
     targets = ", ".join(f"`{name}` ({p.type})" for name, p in recipe.data.targets.items())
+    does = f"predicts {targets}" if targets else "was trained on the tokens of its text"
     lines = [
-        f"# {' + '.join(recipe.data.targets)} by {recipe.model.type}",
+        f"# {' + '.join(recipe.data.targets or recipe.data.inputs)} by {recipe.model.type}",
         "",
-        f"A `{recipe.model.type}` of {parameters:,} parameters that reads {inputs} and predicts {targets}.",
+        f"A `{recipe.model.type}` of {parameters:,} parameters that reads {inputs} and {does}.",
         "Made by Luban.",
         "",
         "## Use",

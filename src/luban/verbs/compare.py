@@ -45,8 +45,12 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
     """
     artefacts = [Artefact.load(a), Artefact.load(b)]
     predictors = [of_artefact(one, device=device) for one in artefacts]
-    targets = [{name: (p.type, p.classes()) for name, p in one.pipeline.targets.items()} for one in artefacts]
+    targets = [{name: (p.type, p.classes()) for name, p in one.pipeline.scored.items()} for one in artefacts]
     shared = [name for name in targets[0] if name in targets[1] and targets[0][name] == targets[1][name]]
+    if not shared and all(one.pipeline.written for one in artefacts):
+        raise ArtefactError(
+            f"'{a}' and '{b}' write texts, which are not compared row by row: look at 'luban evaluate' of each"
+        )
     if not shared:
         raise ArtefactError(
             f"'{a}' predicts {', '.join(targets[0])} and '{b}' predicts {', '.join(targets[1])}: they have no target with the same classes in common, so there is nothing to compare"

@@ -160,6 +160,8 @@ def import_model(
 def _task(checkpoint: Checkpoint) -> str:
     """Return what a model is for: classification, causal_lm, masked_lm or embedding."""
     architecture = str((checkpoint.config.get("architectures") or [""])[0])
+    if checkpoint.kind == "gguf":
+        return "causal_lm"
     if architecture.endswith("ForSequenceClassification"):
         return "classification"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):

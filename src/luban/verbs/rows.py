@@ -53,7 +53,7 @@ def chunks_of(data: str, columns: list[str], chunk_rows: int = 8192) -> Iterator
         if rows != []:
             yield frame_of(rows if isinstance(rows, list) else [rows])
     elif _looks_like_data(data):
-        yield from open_data(data).scan(chunk_rows)
+        yield from _source_with(data, columns).scan(chunk_rows)
     elif len(columns) == 1:
         yield frame_of([{columns[0]: data}])
     else:
@@ -70,6 +70,20 @@ def open_data(data: str) -> Source:
     """
     options = source_from(anchor(data, Path.cwd()))
     return cast(Source, Section("sources").parse(options))
+
+
+def _source_with(data: str, columns: list[str]) -> Source:
+    """Open data that has these columns; conversations may lie in a layout that is yet to become ``messages``."""
+    source = open_data(data)
+    if not {*columns} <= {*source.columns()}:
+        try:
+            options = {"type": "conversations", "path": anchor(data, Path.cwd())}
+            chats = cast(Source, Section("sources").parse(options))
+            if {*columns} <= {*chats.columns()}:
+                return chats
+        except LubanError:  # then what is missing is said of the columns as they stand there
+            pass
+    return source
 
 
 def _looks_like_data(data: str) -> bool:

@@ -336,16 +336,17 @@ def _finish(
     started = time.perf_counter()
     # A fresh model takes the weights: what is measured is what will be loaded, not what training left behind.
     plan.model.load_state_dict(outcome.weights)
+    module, adapt = artefact.finish_model(plan.model, plan.recipe.adapt)
     finished = target / "train" / "artefact"
     with files.new_folder(finished, replace=True) as folder:
         weights_hash = artefact.write(
             folder,
             version=__version__,
             model=plan.recipe.model,
-            adapt=plan.recipe.adapt,
+            adapt=adapt,
             spec=plan.spec,
             pipeline=prepared.pipeline,
-            weights=outcome.weights,
+            weights=module.state_dict(),
             recipe=recipes.dump(plan.recipe),
         )
         for name in ("metrics.json", "lineage.json"):
@@ -445,7 +446,9 @@ def _sample(predictor: Predictor, prepared: Prepared, recipe: Recipe) -> list[di
             if sum(map(len, first)) >= _SAMPLE_ROWS:
                 break
         frame = pl.concat(first)
-        columns = {name: processor.portable(frame[name]) for name, processor in pipeline.given.items()}
+        # A text that is written comes along, since it is compared by how probable it is.
+        frozen = {**pipeline.given, **pipeline.written}
+        columns = {name: processor.portable(frame[name]) for name, processor in frozen.items()}
         rows = [
             dict(zip(columns, map(_as_json, values), strict=True))
             for values in zip(*columns.values(), strict=True)
@@ -470,7 +473,8 @@ def synthetic_rows(prepared: Prepared, n: int) -> list[dict[str, Any]]:
     import numpy as np
 
     generator = np.random.default_rng(0)
-    columns = {name: processor.example(generator, n) for name, processor in prepared.pipeline.given.items()}
+    frozen = {**prepared.pipeline.given, **prepared.pipeline.written}
+    columns = {name: processor.example(generator, n) for name, processor in frozen.items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

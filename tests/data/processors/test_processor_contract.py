@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ def png(side: int = 6, mode: str = "RGB") -> bytes:
     shape = (side, side, 3) if mode == "RGB" else (side, side)
     Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode).save(file, "PNG")
     return file.getvalue()
+
+
+def talk(*turns: str) -> str:
+    """A conversation of the user and the assistant by turns."""
+    return json.dumps([{"role": ["user", "assistant"][i % 2], "content": turn} for i, turn in enumerate(turns)])
 
 
 CASES: list[tuple[str, dict[str, Any], pl.Series]] = [
@@ -70,6 +76,13 @@ CASES: list[tuple[str, dict[str, Any], pl.Series]] = [
     ),
     ("text", {"lowercase": False, "max_length": None}, pl.Series(["Aa", "aA" * 600, None, "b"])),
     ("text", {}, pl.Series([12, 34, None, 12])),
+    *(
+        ("chat", {"tokens": tokens, "template": template, "min_count": 1, "vocabulary": 300, "bytes": True}, pl.Series([talk("1 + 1", "2"), talk("服务", "很好", "Good?", "\nyes"), None, "", talk("no answer")]))
+        for tokens in ("char", "word", "bpe", "wordpiece")
+        for template in (None, "llama3", "alpaca", "plain")
+    ),
+    ("chat", {"max_length": 16, "tokens": "bpe"}, pl.Series([talk("1 + 1", "2 and some more of it"), talk("2", "x"), talk("much too long a question for it", "lost")])),
+    ("chat", {}, pl.Series([json.loads(talk("1 + 1", "2")), None, json.loads(talk("and", "so", "on", "on"))])),
     ("vector", {}, pl.Series([[1.0, 2.0], [3.0, 4.5], None, [1.0], [float("nan"), 1.0]])),
     ("vector", {"normalize": "minmax"}, pl.Series(np.arange(12.0).reshape(4, 3))),
     ("vector", {"normalize": "none"}, pl.Series([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luban.errors import RecipeError
 from luban.models.interop.checkpoint import Checkpoint, open_checkpoint
+from luban.models.seq2seq import Seq2Seq
 
 if TYPE_CHECKING:
     from luban.models._language import Language
@@ -20,6 +22,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "smollm": ("llama",),
     "qwen2": ("qwen2",),
     "qwen3": ("qwen3",),
+    "seq2seq": ("bart", "mbart", "marian"),
 }
 """Type of ours → model types of Hugging Face that it reads, the first of which it writes."""
 
@@ -72,6 +75,18 @@ _KEYS: dict[str, dict[str, str]] = {
         "activation": "activation_function",
         "eps": "layer_norm_epsilon",
     },
+    "seq2seq": {
+        "layers": "encoder_layers",
+        "decoder_layers": "decoder_layers",
+        "hidden_size": "d_model",
+        "heads": "encoder_attention_heads",
+        "intermediate": "encoder_ffn_dim",
+        "vocabulary": "vocab_size",
+        "max_positions": "max_position_embeddings",
+        "attention_dropout": "attention_dropout",
+        "layer_dropout": "dropout",
+        "activation": "activation_function",
+    },
     "llama": {
         "layers": "num_hidden_layers",
         "hidden_size": "hidden_size",
@@ -123,7 +138,7 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
             f"'{found.path}' holds a model of type '{kind}', and '{family}' reads {', '.join(FAMILIES[family])}; {advice}"
         )
     layout = _LAYOUTS.get(kind, kind)
-    keys = _KEYS[layout if layout in _KEYS else "llama"]
+    keys = _KEYS["seq2seq" if family == "seq2seq" else layout if layout in _KEYS else "llama"]
     options = {ours: config[theirs] for ours, theirs in keys.items() if config.get(theirs) is not None}
     if "activation" in options:
         known = _ACTIVATIONS.get(str(options["activation"]))
@@ -135,6 +150,8 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
     for key in ("attention_dropout", "layer_dropout", "eps"):
         if key in options:
             options[key] = float(options[key])
+    if family == "seq2seq":
+        return {**options, **_of_seq2seq(found, config, kind)}
     if family == "bert":
         options["layout"] = layout
         options["segments"] = int(config.get("type_vocab_size", 2)) if layout != "distilbert" else 0
@@ -145,6 +162,58 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
         _refuse(found, config, "scale_attn_by_inverse_layer_idx", False)
         return options
     return {**options, **_of_llama(found, config, kind)}
+
+
+def _of_seq2seq(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return the keys in which BART, mBART and Marian differ, checking that encoder and decoder are as wide as each other."""
+    for key in ("attention_heads", "ffn_dim"):
+        one, other = config.get(f"encoder_{key}"), config.get(f"decoder_{key}")
+        if one != other:
+            raise RecipeError(
+                f"'{found.path}' has encoder_{key} {one} and decoder_{key} {other}, and this family has the same in both; take type 'huggingface', which runs any architecture"
+            )
+    if kind != "mbart":  # early releases of transformers had one class for all
+        for key, usual in (
+            ("normalize_before", False),
+            ("add_final_layer_norm", False),
+            ("normalize_embedding", kind == "bart"),
+        ):
+            _refuse(found, config, key, usual)
+    tied = bool(config.get("tie_word_embeddings", True))
+    shared = tied and bool(config.get("share_encoder_decoder_embeddings", True))
+    options: dict[str, Any] = {
+        "norm": "pre" if kind == "mbart" else "post",
+        "positions": "sinusoidal" if kind == "marian" else "learned",
+        "embedding_norm": kind != "marian",
+        "scale_embedding": bool(config.get("scale_embedding", False)),
+        "shared": shared,
+        "tied": tied,
+        "output_bias": "final_logits_bias" in found,
+        **_of_generation(found, config),
+    }
+    if not shared and (size := config.get("decoder_vocab_size")):
+        options["decoder_vocabulary"] = int(size)
+    if kind == "marian" and options["start"] is None:
+        options["start"] = config.get("pad_token_id")
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _of_generation(found: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the tokens that texts begin and end with: from generation_config.json, or where it is missing from the config."""
+    path = found.path / "generation_config.json"
+    said = dict(config)
+    if path.is_file():
+        try:
+            said |= json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError) as error:
+            raise RecipeError(f"'{path}' cannot be read: {' '.join(str(error).split())[:120]}") from None
+    names = {
+        "start": "decoder_start_token_id",
+        "forced_first": "forced_bos_token_id",
+        "forced_last": "forced_eos_token_id",
+    }
+    values = {ours: said.get(theirs) for ours, theirs in names.items()}
+    return {key: value[0] if isinstance(value, list) and value else value for key, value in values.items()}
 
 
 def _of_llama(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -196,6 +265,8 @@ def config_of(model: Language, vocabulary: int) -> dict[str, Any]:
         model: the family's options.
         vocabulary: rows of the token table.
     """
+    if isinstance(model, Seq2Seq):
+        return _to_seq2seq(model, vocabulary)
     kind = FAMILIES[model.type][0] if model.type != "bert" else str(getattr(model, "layout", "bert"))
     keys = _KEYS.get(kind, _KEYS["llama"])
     shape = model.shape(vocabulary)
@@ -228,6 +299,70 @@ def config_of(model: Language, vocabulary: int) -> dict[str, Any]:
         config |= _to_llama(model, kind)
     if kind in ("bert", "roberta", "distilbert", "gpt2"):
         config["tie_word_embeddings"] = True
+    return config
+
+
+def seq2seq_kind(model: Seq2Seq) -> str:
+    """Return which of the three of `transformers` a model is.
+
+    Raises:
+        RecipeError: if it is none.
+    """
+    form = (model.norm, model.positions, model.embedding_norm)
+    kinds = {
+        ("post", "learned", True): "bart",
+        ("pre", "learned", True): "mbart",
+        ("post", "sinusoidal", False): "marian",
+    }
+    shown = "; ".join(
+        f"{kind}: norm {n}, positions {p}, embedding_norm {e}" for (n, p, e), kind in kinds.items()
+    )
+    if form not in kinds:
+        raise RecipeError(
+            f"transformers has no model with norm {form[0]}, positions {form[1]} and embedding_norm {form[2]}; it has {shown}"
+        )
+    if model.eps != 1e-5:
+        raise RecipeError(f"transformers' '{kinds[form]}' has eps 1e-05, and this model has {model.eps:g}")
+    if kinds[form] != "marian" and bool(model.shared) != model.tied:
+        raise RecipeError(
+            f"transformers' '{kinds[form]}' ties all its tables of tokens or none, and this model has shared {model.shared} and tied {model.tied}"
+        )
+    if kinds[form] == "marian" and model.shared and not model.tied:
+        raise RecipeError(
+            "transformers' 'marian' with a shared table ties it to the output too, and this model has tied false"
+        )
+    return kinds[form]
+
+
+def _to_seq2seq(model: Seq2Seq, vocabulary: int) -> dict[str, Any]:
+    kind, shape = seq2seq_kind(model), model.shape(vocabulary)
+    activation = next((n for n, ours in _ACTIVATIONS.items() if ours == shape.activation), None)
+    if activation is None:
+        raise RecipeError(
+            f"transformers has no activation '{shape.activation}'; known are {', '.join(sorted(set(_ACTIVATIONS.values())))}"
+        )
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "is_encoder_decoder": True,
+        "encoder_layers": shape.layers,
+        "decoder_layers": model.decoder_layers,
+        "d_model": shape.hidden_size,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": model.max_positions,
+        "attention_dropout": model.attention_dropout,
+        "dropout": model.layer_dropout,
+        "activation_function": activation,
+        "scale_embedding": model.scaled,
+        "tie_word_embeddings": model.tied,
+        "decoder_start_token_id": model.start,
+        "forced_bos_token_id": model.forced_first,
+        "forced_eos_token_id": model.forced_last,
+    }
+    for side in ("encoder", "decoder"):
+        config |= {f"{side}_attention_heads": shape.heads, f"{side}_ffn_dim": shape.intermediate}
+    if kind == "marian":
+        config["share_encoder_decoder_embeddings"] = bool(model.shared)
+        config["decoder_vocab_size"] = vocabulary if model.shared else model.decoder_vocabulary or vocabulary
     return config
 
 

@@ -2,10 +2,10 @@
 
 ::
 
-    X.gguf ──▶ _gguf_file.py       header, metadata, where tensors lie
+    X.gguf ──▶ data/gguf/file.py      header, metadata, where tensors lie
                  ├──▶ gguf.py             config and tensors under the names of Hugging Face ──▶ Checkpoint
-                 │      └── _gguf_blocks.py   values out of blocks
-                 └──▶ _gguf_tokenizer.py  Tokenizer
+                 │      └── data/gguf/blocks.py   values out of blocks
+                 └──▶ data/gguf/tokenizer.py  Tokenizer
 
 The specification is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Files of the architectures llama, qwen2 and
 qwen3 are read, in F32, F16, BF16, Q8_0, Q4_0 and Q4_1.
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luban.data.gguf.blocks import KINDS, NAMES
+from luban.data.gguf.file import GGUF, TensorInfo, read_gguf
+from luban.data.gguf.tokenizer import tokenizer_of
 from luban.errors import ArtefactError, RecipeError
 from luban.models._core import Rope
-from luban.models.interop._gguf_blocks import KINDS, NAMES
-from luban.models.interop._gguf_file import GGUF, TensorInfo, read_gguf
-from luban.models.interop._gguf_tokenizer import tokenizer_of
 from luban.models.interop.checkpoint import Checkpoint
 
 __all__ = ["open_gguf", "tokenizer_of", "unpermuted"]

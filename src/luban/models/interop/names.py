@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from luban.errors import ArtefactError
+from luban.models._low_rank import merging
 from luban.models.interop.checkpoint import Checkpoint, open_checkpoint
+from luban.models.interop.configs import seq2seq_kind
+from luban.models.seq2seq import Seq2Seq
 
 if TYPE_CHECKING:
     from luban.models._language import Language, LanguageEncoder
@@ -122,6 +125,31 @@ _LAYOUTS: dict[str, tuple[str, str, dict[str, str], dict[str, str], dict[str, st
 }
 
 
+_SEQ2SEQ_BLOCK = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "cross.q": "encoder_attn.q_proj",
+    "cross.k": "encoder_attn.k_proj",
+    "cross.v": "encoder_attn.v_proj",
+    "cross.out": "encoder_attn.out_proj",
+    "cross_norm": "encoder_attn_layer_norm",
+    "feed.up": "fc1",
+    "feed.down": "fc2",
+    "feed_norm": "final_layer_norm",
+}
+_SEQ2SEQ_PARTS = {
+    "embedding.tokens": "embed_tokens",
+    "embedding.positions": "embed_positions",
+    "embedding.norm": "layernorm_embedding",
+    "norm": "layer_norm",
+}
+_PADDING_POSITIONS = 2
+"""Rows at the beginning of BART's table of positions that are never used."""
+
+
 def layout_of(model: Language) -> str:
     """Return the name under which a family's tensors are known."""
     layout = str(getattr(model, "layout", model.type))
@@ -136,6 +164,8 @@ def names_of(model: Language, ours: list[str]) -> dict[str, str]:
         >>> names_of(Llama(size="tiny"), ["core.layers.0.attention.q.weight"])
         {'core.layers.0.attention.q.weight': 'model.layers.0.self_attn.q_proj.weight'}
     """
+    if isinstance(model, Seq2Seq):
+        return _names_of_seq2seq(model, ours)
     prefix, blocks, block, under, beside = _LAYOUTS[layout_of(model)]
     found: dict[str, str] = {}
     for name in ours:
@@ -149,6 +179,24 @@ def names_of(model: Language, ours: list[str]) -> dict[str, str]:
             found[name] = f"{beside[stem]}.{leaf}"
         elif stem == "language":
             found[name] = f"{beside['language.']}{leaf}"
+    return found
+
+
+def _names_of_seq2seq(model: Seq2Seq, ours: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in ours:
+        side, _, rest = name.partition(".")
+        stem, _, leaf = rest.rpartition(".")
+        theirs = "model.encoder" if side == "core" else "model.decoder"
+        if side == "language":
+            found[name] = "final_logits_bias" if rest == "bias" else f"lm_head.{rest}"
+        elif name == "core.embedding.tokens.weight" and model.shared:
+            found[name] = "model.shared.weight"
+        elif stem.startswith("layers."):
+            number, _, part = stem.removeprefix("layers.").partition(".")
+            found[name] = f"{theirs}.layers.{number}.{_SEQ2SEQ_BLOCK[part]}.{leaf}"
+        elif side in ("core", "decoder"):
+            found[name] = f"{theirs}.{_SEQ2SEQ_PARTS[stem]}.{leaf}"
     return found
 
 
@@ -169,7 +217,7 @@ def load_into(model: Language, encoder: LanguageEncoder, path: Path) -> list[str
         for name, tensor in own.items():
             found = source.get(name)
             if found is None:
-                if name.startswith("core."):
+                if name.startswith(("core.", "decoder.")):
                     raise ArtefactError(
                         f"'{path}' is incomplete: there is no tensor '{_theirs(model, name)}'"
                     )
@@ -195,11 +243,15 @@ def _theirs(model: Language, name: str) -> str:
 def _source(model: Language, checkpoint: Checkpoint, ours: list[str]) -> dict[str, Callable[[], Tensor]]:
     """Return how to read the checkpoint's tensors, by our names, as far as it has them."""
     if checkpoint.kind == "luban":
-        return {
-            name.removeprefix("encoders.").partition(".")[2]: checkpoint.places[name]
-            for name in checkpoint
-            if name.startswith("encoders.")
-        }
+        return merging(
+            {
+                name.removeprefix("encoders.").partition(".")[2]: checkpoint.places[name]
+                for name in checkpoint
+                if name.startswith("encoders.")
+            }
+        )
+    if isinstance(model, Seq2Seq):
+        return _source_of_seq2seq(model, checkpoint, ours)
     prefix = _LAYOUTS[layout_of(model)][0]
     bare = not any(
         name.startswith(prefix) for name in checkpoint
@@ -224,6 +276,54 @@ def _source(model: Language, checkpoint: Checkpoint, ours: list[str]) -> dict[st
     return parts
 
 
+def _source_of_seq2seq(
+    model: Seq2Seq, checkpoint: Checkpoint, ours: list[str]
+) -> dict[str, Callable[[], Tensor]]:
+    parts: dict[str, Callable[[], Tensor]] = {}
+    for name, theirs in _names_of_seq2seq(model, ours).items():
+        names = [theirs]
+        if name.endswith("embedding.tokens.weight"):  # tied tables are saved under any of their names
+            side = "encoder" if name.startswith("core.") else "decoder"
+            names += [f"model.{side}.embed_tokens.weight"]
+            names += ["model.shared.weight", "model.decoder.embed_tokens.weight"] if model.shared else []
+            names += ["lm_head.weight"] if model.tied and (model.shared or side == "decoder") else []
+        # Saved without its way to the vocabulary, a model has names without prefix.
+        found = [n for one in names for n in (one, one.removeprefix("model.")) if n in checkpoint]
+        if not found:
+            continue
+        parts[name] = read = checkpoint.places[found[0]]
+        if name.endswith("embedding.positions.weight"):
+            parts[name] = partial(_after_padding, read)
+        elif name == "language.bias":
+            parts[name] = partial(_flat, read)
+    return parts
+
+
+def _after_padding(read: Callable[[], Tensor]) -> Tensor:
+    return read()[_PADDING_POSITIONS:]
+
+
+def _flat(read: Callable[[], Tensor]) -> Tensor:
+    return read().flatten()
+
+
+def _tensors_of_seq2seq(model: Seq2Seq, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    written = {theirs: own[name] for name, theirs in _names_of_seq2seq(model, list(own)).items()}
+    for side in ("encoder", "decoder"):
+        if (table := written.get(f"model.{side}.embed_positions.weight")) is not None:
+            unused = table.new_zeros(_PADDING_POSITIONS, table.shape[1])
+            written[f"model.{side}.embed_positions.weight"] = torch.cat([unused, table])
+    shared = written.get("model.shared.weight")
+    table = written["model.decoder.embed_tokens.weight"] if shared is None else shared
+    bias = written.get("final_logits_bias")
+    written["final_logits_bias"] = table.new_zeros(1, len(table)) if bias is None else bias[None]
+    if model.tied:
+        written["lm_head.weight"] = table
+    elif shared is None and "bart" in seq2seq_kind(model):
+        written["model.shared.weight"] = written["model.encoder.embed_tokens.weight"]  # which nothing reads
+    return {name: tensor.contiguous() for name, tensor in written.items()}
+
+
 def _transposed(read: Callable[[], Tensor]) -> Tensor:
     return read().T
 
@@ -242,6 +342,8 @@ def _is_convolution(name: str) -> bool:
 def tensors_of(model: Language, encoder: LanguageEncoder) -> dict[str, Tensor]:
     """Return a module's tensors under the names that `transformers` reads."""
     own = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
+    if isinstance(model, Seq2Seq):
+        return _tensors_of_seq2seq(model, own)
     names = names_of(model, list(own))
     written = {names[name]: tensor for name, tensor in own.items() if name in names}
     if layout_of(model) != "gpt2":

@@ -5,8 +5,7 @@
     adapter_config.json           rank, alpha, what is adapted, what else was trained
     adapter_model.safetensors     base_model.model.<module>.lora_A.weight (r, in), .lora_B.weight (out, r), ...
 
-Inside a module of ours an adapted linear layer has beside its `weight` a ``lora_a`` (r, in), a ``lora_b`` (out, r), the factor
-``lora_scale`` and, for DoRA, a ``lora_magnitude`` (out,); this file knows those names and nothing of how they are trained.
+This file knows what adapters are called inside a module of ours (`luban.models._low_rank`) and nothing of how they are trained.
 
 GPT-2 keeps queries, keys and values in one matrix, `c_attn`, and Luban keeps them apart. Their adapters join exactly, as
 blocks along a diagonal::
@@ -48,9 +47,6 @@ __all__ = [
     "LowRank",
     "alpha_of",
     "layers_of",
-    "merge_tensors",
-    "merged_weight",
-    "norms_of",
     "read_adapter",
     "whole_of",
     "write_adapter",
@@ -101,42 +97,6 @@ def alpha_of(scale: float, rank: int, rslora: bool) -> float:
     alpha = scale * (math.sqrt(rank) if rslora else rank)
     near = round(alpha, 3)
     return near if math.isclose(near, alpha, rel_tol=1e-6) else alpha
-
-
-def norms_of(weight: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Return the length of each row of ``weight + scale * b @ a``, (out,)."""
-    norms: Tensor = torch.linalg.vector_norm(weight + scale * (b @ a), dim=1)
-    return norms
-
-
-def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: Tensor, magnitude: Tensor | None) -> Tensor:
-    """Return the weight that does what weight and adapter do together, (out, in)."""
-    changed = weight + scale * (b @ a)
-    if magnitude is None:
-        return changed
-    return (magnitude / norms_of(weight, a, b, scale))[:, None] * changed
-
-
-def merge_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a model without those of its adapters, which are merged into the weights.
-
-    Example:
-        >>> ones = torch.ones(1, 1)
-        >>> merge_tensors({"w.weight": ones, "w.lora_a": ones, "w.lora_b": ones, "w.lora_scale": torch.tensor(2.0)})
-        {'w.weight': tensor([[3.]])}
-    """
-    result = {name: value for name, value in tensors.items() if ".lora_" not in name}
-    for name in tensors:
-        layer = name.removesuffix(".lora_a")
-        if layer != name:
-            result[f"{layer}.weight"] = merged_weight(
-                tensors[f"{layer}.weight"],
-                tensors[name],
-                tensors[f"{layer}.lora_b"],
-                tensors[f"{layer}.lora_scale"],
-                tensors.get(f"{layer}.lora_magnitude"),
-            )
-    return result
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -522,7 +482,7 @@ def _check_base(network: Network, base: Path) -> None:
     }
     found = source_of(encoder.options, checkpoint, list(frozen))
     for name, parameter in frozen.items():
-        theirs = found.get(name)
+        theirs = found[name]() if name in found else None
         same = theirs is not None and theirs.shape == parameter.shape
         if theirs is None or not same or not torch.equal(theirs.float(), parameter.float().cpu()):
             raise RecipeError(
@@ -566,9 +526,20 @@ def _joined(
                     for part, layer in zip(parts, layers, strict=True)
                 ]
             )
-        b: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        b = _diagonal(blocks)
         result[fused[0]] = _one(joined, b, rslora)
     return result
+
+
+def _diagonal(blocks: list[Tensor]) -> Tensor:
+    """Return a matrix with these (rows, columns) along its diagonal and zeros elsewhere."""
+    rows, columns = (sum(block.shape[side] for block in blocks) for side in (0, 1))
+    whole = blocks[0].new_zeros(rows, columns)
+    row = column = 0
+    for block in blocks:
+        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return whole
 
 
 def _width(layer: nn.Module) -> int:

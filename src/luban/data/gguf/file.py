@@ -21,8 +21,8 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from luban.data.gguf.blocks import KINDS
 from luban.errors import ArtefactError, RecipeError
-from luban.models.interop._gguf_blocks import KINDS
 
 __all__ = ["GGUF", "TensorInfo", "read_gguf"]
 
@@ -56,7 +56,7 @@ class TensorInfo:
     Attributes:
         name: as the file calls it.
         shape: rows first, as in torch; the file has it the other way round.
-        type: number of its ggml type, as in `_gguf_blocks`.
+        type: number of its ggml type, as in `luban.data.gguf.blocks`.
         offset: from the beginning of the file, in bytes.
     """
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from luban.data.gguf.file import GGUF, read_gguf
 from luban.data.processors._encoding import GPT2, LLAMA3, QWEN2
 from luban.errors import ArtefactError, RecipeError
-from luban.models.interop._gguf_file import GGUF, read_gguf
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,0 +1,1 @@
+"""Texts from a causal language model: chosen token by token, searched, constrained, streamed; and candidate answers scored."""

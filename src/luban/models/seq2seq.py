@@ -1,0 +1,344 @@
+"""Encoder and decoder (Vaswani et al., 2017): a text is read in both directions, and another one written token by token.
+
+::
+
+    en.ids  (S,) ──▶ core ──▶ memory (S, D) ─────┐                       which every block of the decoder attends to
+    zh.ids  (T,) ──▶ start token before each ──▶ decoder ──▶ states (T, D) ──▶ vocabulary ──▶ zh.tokens
+
+With norms after each part it is the Transformer of 2017, BART (Lewis et al., 2019) and Marian (Junczys-Dowmunt et al., 2018);
+with norms before (Xiong et al., 2020), mBART (Liu et al., 2020). It reads and writes these three's checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field as Option
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from luban.data.batch import Batch
+from luban.data.contracts import Field, Spec
+from luban.data.processors.text import Text
+from luban.data.ragged import Ragged
+from luban.errors import RecipeError
+from luban.models._core import Core, Projection, Shape, Vocabulary
+from luban.models._encoders import Encoder, is_sequence, read_ragged
+from luban.models._language import Language, LanguageEncoder, encoder_of
+from luban.models._layers import Activation, Count, pooled
+from luban.models._network import Network
+from luban.recipe import Data
+from luban.registry import register
+
+__all__ = ["Seq2Seq", "Seq2SeqEncoder", "shifted"]
+
+Token = Annotated[int, Option(ge=0)]
+
+
+@register("models")
+class Seq2Seq(Language):
+    """A Transformer that reads one text column and writes another: translation, summaries, corrections.
+
+    Further targets (a category, a number) are read off the pooled states of the encoder.
+
+    Example:
+        >>> Seq2Seq(size="tiny").decoder_layers, Seq2Seq(layers=6, size="tiny").decoder_layers
+        (2, 6)
+    """
+
+    SIZES: ClassVar = {
+        "tiny": {"layers": 2, "hidden_size": 128, "heads": 2},
+        "small": {"layers": 4, "hidden_size": 256, "heads": 4},
+        "medium": {"layers": 6, "hidden_size": 512, "heads": 8},
+        "large": {"layers": 6, "hidden_size": 1024, "heads": 16},
+    }
+    TEXT: ClassVar = {"tokens": "bpe", "lowercase": False, "end": True}
+    FREE: ClassVar = Language.FREE | {"start", "forced_first", "forced_last"}
+    WRITES: ClassVar = True
+
+    decoder_layers: Count | None = None
+    """Blocks of the decoder; as many as `layers` if left out."""
+    norm: Literal["pre", "post"] = "pre"
+    """Where the norms stand: before each part, which trains without a warm-up, or after its sum, as in the paper of 2017."""
+    positions: Literal["sinusoidal", "learned", "rotary"] = "rotary"
+    """How a position is known: by sines and cosines (2017), by learned vectors (BART), or by turning queries and keys (Su et
+    al., 2021)."""
+    embedding_norm: bool = False
+    """Whether the sums of token and position vectors are normalised (BART)."""
+    scale_embedding: bool | None = None
+    """Whether token vectors are multiplied by the root of `hidden_size`; by default where positions are sinusoidal, as in the
+    paper of 2017."""
+    shared: bool | None = None
+    """Whether encoder and decoder have one table of tokens; by default where both columns have one tokenizer."""
+    tied: bool = True
+    """Whether the decoder's table of tokens is also what reads tokens off its states (Press and Wolf, 2017)."""
+    output_bias: bool = False
+    """Whether each token has a bias in the output (Marian)."""
+    decoder_vocabulary: Count | None = None
+    """Rows of the decoder's token table, if more than the target's tokenizer has tokens; `vocabulary` where it is shared."""
+    start: Token | None = None
+    """Number of the token that the decoder begins with; the padding token if left out, as in Marian."""
+    forced_first: Token | None = None
+    """Number of the token that every written text begins with (BART's <s>, the language of mBART)."""
+    forced_last: Token | None = None
+    """Number of the token that is written last where a text becomes as long as is allowed (BART's </s>)."""
+    max_positions: Count = 1024
+    """Tokens of a text, at the most."""
+    pool: Literal["first", "mean", "last", "max"] = "mean"
+    """What of the encoder's states is the text's vector, which other targets are read off."""
+    activation: Activation = "gelu"
+    """Activation of the feed-forward part, and of hidden layers."""
+    eps: float = 1e-5
+    """Added to the variance in the norms."""
+
+    @model_validator(mode="after")
+    def _consistent_sizes(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of heads {self.heads}")
+        if self.positions == "rotary" and (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"rotary positions turn pairs of values, and a head has {self.hidden_size // self.heads}: take another number of heads"
+            )
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(
+                f"sinusoidal positions are pairs of values, and hidden_size is {self.hidden_size}"
+            )
+        if self.shared and self.decoder_vocabulary not in (None, self.vocabulary):
+            raise ValueError(
+                f"decoder_vocabulary {self.decoder_vocabulary} would do nothing, because the table is shared: set vocabulary"
+            )
+        if self.decoder_layers is None:
+            self.decoder_layers = self.layers
+        return self
+
+    @property
+    def scaled(self) -> bool:
+        """Whether token vectors are multiplied by the root of the width."""
+        return self.positions == "sinusoidal" if self.scale_embedding is None else self.scale_embedding
+
+    def shape(self, vocabulary: int) -> Shape:
+        """Return what the encoder looks like."""
+        return Shape(
+            vocabulary,
+            self.layers,
+            self.hidden_size,
+            self.heads,
+            self.heads,
+            self.hidden_size // self.heads,
+            self.intermediate or 4 * self.hidden_size,
+            norm_place=self.norm,
+            first_norm=self.embedding_norm,
+            last_norm=self.norm == "pre",
+            eps=self.eps,
+            positions=self.positions,
+            max_positions=self.max_positions,
+            activation=self.activation,
+            embedding_scale=math.sqrt(self.hidden_size) if self.scaled else 1.0,
+            dropout=self.layer_dropout,
+            attention_dropout=self.attention_dropout,
+            recompute=self.recompute,
+        )
+
+    def decoder_shape(self, vocabulary: int) -> Shape:
+        """Return what the decoder looks like."""
+        return replace(
+            self.shape(vocabulary), layers=self.decoder_layers or self.layers, causal=True, cross=True
+        )
+
+    def complete(self, data: Data) -> list[str]:
+        """Give both texts the tokenizer and the options that this model needs, where the recipe leaves them out."""
+        source, target = self._texts(data)
+        said = []
+        for column, columns in ((source, data.inputs), (target, data.targets)):
+            text = columns[column]
+            assert isinstance(text, Text)
+            options = self._options_of(text)
+            columns[column] = type(text).model_validate(
+                {**{key: getattr(text, key) for key in text.model_fields_set}, **options}
+            )
+            if options:
+                shown = ", ".join(f"{key} {value}" for key, value in options.items())
+                said.append(f"{column}: {shown}, for model type '{self.type}'")
+        one, other = data.inputs[source], data.targets[target]
+        assert isinstance(one, Text)
+        assert isinstance(other, Text)
+        same = other.like == source or (one.tokenizer is not None and one.tokenizer == other.tokenizer)
+        if self.shared and not same:
+            raise RecipeError(
+                f"model.shared is true, and '{source}' and '{target}' have tokenizers of their own; write '{target}: "
+                f"{{type: text, like: {source}}}' to train one on both, name the same tokenizer in both, or remove the key"
+            )
+        if self.shared is None:
+            self.shared = same
+            said.append(
+                f"model.shared: {str(same).lower()}, since the columns have {'one tokenizer' if same else 'tokenizers of their own'}"
+            )
+        return said
+
+    def _texts(self, data: Data) -> tuple[str, str]:
+        """Return the column that is read and the one that is written."""
+        found = []
+        for what, columns in (("reads", data.inputs), ("writes", data.targets)):
+            texts = [c for c, p in columns.items() if isinstance(p, Text) and c not in self.encoders]
+            if len(texts) != 1:
+                where = "data.inputs" if what == "reads" else "data.targets"
+                raise RecipeError(
+                    f"model type '{self.type}' {what} one text column, and {where} has {len(texts)}"
+                    + (
+                        f" ({', '.join(texts)})"
+                        if texts
+                        else "; write '{zh: text}' there, with the name of your column"
+                    )
+                )
+            found.append(texts[0])
+        return found[0], found[1]
+
+    def _options_of(self, text: Text) -> dict[str, Any]:
+        given = text.model_fields_set
+        if text.like is not None:
+            options: dict[str, Any] = {"end": True}
+        elif self.from_ is not None and "tokenizer" not in given:
+            if "tokens" in given:
+                raise RecipeError(
+                    "tokens asks for a new tokenizer, but model.from brings weights that were trained with their own; "
+                    "remove one of them"
+                )
+            options = {"tokenizer": self.from_, "lowercase": False, "end": True}
+        else:
+            options = dict(self.TEXT)
+            if text.tokens in ("char", "unigram") and "tokens" in given:
+                # Else blanks are lost, and what is written is not what was meant.
+                options |= {"byte_fallback": True, "normalize": "none"}
+        options["max_length"] = min(512, self.max_positions)
+        return {key: value for key, value in options.items() if key not in given}
+
+    def encoder(self, name: str, field: Field) -> Encoder | None:
+        """Read texts."""
+        return Seq2SeqEncoder(self, [name], field.size or 0) if is_sequence(field) else None
+
+    def build(self, spec: Spec) -> Network:
+        """Make the network; see `Model.build`."""
+        texts = {n: f for n, f in spec.fields.items() if f.role == "target" and f.kind == "text"}
+        if len(texts) != 1:
+            kinds = ", ".join(f"{f.column} ({f.kind})" for f in spec.fields.values() if f.role == "target")
+            raise RecipeError(
+                f"model type '{self.type}' writes one text, and the targets are {kinds or 'none'}; name one text column in "
+                "data.targets, or take type 'transformer' or 'bert'"
+            )
+        sources = [
+            f.column
+            for f in spec.fields.values()
+            if f.role == "input" and is_sequence(f) and f.column not in self.encoders
+        ]
+        if len(sources) != 1:
+            raise RecipeError(
+                f"model type '{self.type}' reads one text, and the inputs have {len(sources)} ({', '.join(sources) or 'none'}); "
+                "give others a family of their own in model.encoders, or take type 'transformer'"
+            )
+        others = sorted({f.column for f in spec.fields.values() if f.role == "input"} - {*sources})
+        if others and all(f.output is None for f in spec.fields.values() if f.role == "target"):
+            raise RecipeError(
+                f"input '{others[0]}' would be read by nothing, because model type '{self.type}' writes from its text alone; "
+                "remove it, or take type 'transformer' for another target"
+            )
+        network = super().build(spec)
+        reader = encoder_of(network)
+        assert isinstance(reader, Seq2SeqEncoder)
+        ((name, field),) = texts.items()
+        reader.add_decoder(name, field)
+        return network
+
+
+class Seq2SeqEncoder(LanguageEncoder):
+    """The encoder, whose states other targets may be read off, and the decoder beside it.
+
+    The decoder has no table of tokens where it shares the encoder's: a shared weight has one name only and is saved once.
+    """
+
+    options: Seq2Seq
+    decoder: Core
+    speaks = False  # tokens of what it reads; those of the target come from the decoder
+
+    def __init__(self, options: Seq2Seq, names: list[str], size: int) -> None:
+        super().__init__(options, names, size)
+        self.target = ""
+        self.start = 0
+        self.forced_first, self.forced_last = options.forced_first, options.forced_last
+
+    def add_decoder(self, name: str, field: Field) -> None:
+        """Add what writes the target `name`."""
+        options, own = self.options, self.core.embedding.tokens
+        assert own is not None
+        size = field.size or 0
+        if options.shared:
+            if size > own.num_embeddings:
+                raise RecipeError(
+                    f"model.shared is true, and the tokenizer of '{field.column}' has {size:,} tokens where that of the input has "
+                    f"{own.num_embeddings:,}: they are not the same; remove the key"
+                )
+            size = own.num_embeddings
+        else:
+            size = max(size, options.decoder_vocabulary or 0)
+        self.target, self.start = name, int(field.pad) if options.start is None else options.start
+        for key in ("start", "forced_first", "forced_last"):
+            number = getattr(options, key)
+            if number is not None and number >= size:
+                raise RecipeError(f"model.{key} is {number}, and '{field.column}' has {size:,} tokens")
+        shape = options.decoder_shape(size)
+        self.decoder = Core(replace(shape, vocabulary=0) if options.shared else shape)
+        self.decoder.reset()
+        tied = self._table if options.tied else None
+        self.language = Vocabulary(shape, tied, bias=options.output_bias)
+
+    @property
+    def _table(self) -> nn.Embedding:
+        """The decoder's vectors of tokens."""
+        table = self.core.embedding.tokens if self.options.shared else self.decoder.embedding.tokens
+        assert table is not None
+        return table
+
+    def outputs(self, batch: Batch) -> tuple[Tensor, Ragged | None, dict[str, Any]]:
+        """Return (B, D), the states of the text that was read, (S, D), and, where the batch has the text to be written,
+        ``column.tokens``: the way from the states before each of its tokens, (T, D), to the vocabulary."""
+        memory = self.remember(read_ragged(batch, self.names[0]))
+        extra: dict[str, Any] = {}
+        if self.target in batch:
+            inputs = shifted(read_ragged(batch, self.target), self.start)
+            extra[f"{self.target.rsplit('.', 1)[0]}.tokens"] = self.write(inputs, memory)
+        return pooled(memory, self.options.pool), memory, extra
+
+    def remember(self, ids: Ragged) -> Ragged:
+        """Return the encoder's states of texts, (S, D)."""
+        return ids.like(self.core(ids))
+
+    def write(
+        self,
+        inputs: Ragged,
+        memory: Ragged,
+        *,
+        read: Tensor | None = None,
+        readers: Tensor | None = None,
+        cache: Any = None,
+    ) -> Projection:
+        """Return the way from the decoder's states, (T, D), to what follows each token of `inputs`; see `Core.forward`."""
+        assert self.language is not None
+        given = inputs.like(self._table(inputs.values)) if self.options.shared else inputs
+        result: Projection = self.language(
+            self.decoder(given, read=read, memory=memory, readers=readers, cache=cache)
+        )
+        return result
+
+
+def shifted(labels: Ragged, start: int) -> Ragged:
+    """Return what the decoder reads to predict each label: a start token, and all labels of the row but the last.
+
+    Example:
+        >>> import torch
+        >>> shifted(Ragged(torch.tensor([5, 6, 2, 7, 2]), torch.tensor([0, 3, 3, 5])), 0).values.tolist()
+        [0, 5, 6, 0, 7]
+    """
+    values = labels.values.roll(1)
+    first = labels.offsets[:-1][labels.lengths > 0]
+    return labels.like(values.index_fill(0, first, start))
