@@ -7,13 +7,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from luban.errors import MachineError
+from luban.errors import ArtefactError, MachineError
 
-__all__ = ["cache_folder", "new_folder", "require_space", "sha256_of", "writing"]
+__all__ = ["cache_folder", "new_folder", "require_place", "require_space", "sha256_of", "writing"]
 
 
 def cache_folder() -> Path:
@@ -87,6 +87,31 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def require_place(target: Path, replace: bool, ours: Callable[[Path], bool]) -> None:
+    """Check that something new may stand at a place: nothing does, or what does may be replaced.
+
+    Args:
+        target: where it is to stand.
+        replace: whether what is there may be replaced.
+        ours: whether a folder is one that was written for the same purpose; no other is ever replaced.
+
+    Raises:
+        ArtefactError: saying what is there.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ArtefactError(f"'{target}' is a file; name another place with -o")
+    if not any(target.iterdir()):
+        return
+    if not ours(target):
+        raise ArtefactError(f"'{target}' holds other files, which are left alone; name another place with -o")
+    if not replace:
+        raise ArtefactError(
+            f"'{target}' is there already; name another place with -o, or replace it with --force"
+        )
 
 
 def require_space(folder: Path, wanted: int, what: str) -> None:

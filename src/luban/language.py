@@ -199,7 +199,7 @@ class Speaker:
         mask = str(self.text.trained.id_to_token(self.text.mask_id or 0))
         for best in fills:
             text = text.replace(mask, best[0][0], 1)
-        return {"filled": text, "fills": [dict(best) for best in fills]}
+        return {"filled": text, "fills": [_by_text(best) for best in fills]}
 
     def fill(self, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
         """Return, for each mask in a text, the k most probable tokens and their probabilities."""
@@ -217,6 +217,14 @@ class Speaker:
             [(self.text.decode_ids([i]), p) for i, p in zip(row, values, strict=True)]
             for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+
+def _by_text(best: list[tuple[str, float]]) -> dict[str, float]:
+    """Return text → probability; different tokens may read the same (a byte of a character and another)."""
+    result: dict[str, float] = {}
+    for text, share in best:
+        result[text] = result.get(text, 0.0) + share
+    return result
 
 
 def speaker_of(module: nn.Module, pipeline: Pipeline, spec: Spec, device: torch.device) -> Speaker | None:

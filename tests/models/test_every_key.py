@@ -104,7 +104,11 @@ def look(options: dict[str, Any], spec: Spec, batch: Batch) -> list[Any]:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
         outputs = module(batch)
     values = [
-        value.values if isinstance(value, Ragged) else value.logits() if isinstance(value, Projection) else value
+        value.values
+        if isinstance(value, Ragged)
+        else value.logits()
+        if isinstance(value, Projection)
+        else value
         for value in outputs.values()
     ]
     if isinstance(model, Seq2Seq):
@@ -114,7 +118,11 @@ def look(options: dict[str, Any], spec: Spec, batch: Batch) -> list[Any]:
 
 
 def same(left: Any, right: Any) -> bool:
-    return torch.equal(left, right) if isinstance(left, Tensor) and isinstance(right, Tensor) else left is right or left == right
+    return (
+        torch.equal(left, right)
+        if isinstance(left, Tensor) and isinstance(right, Tensor)
+        else left is right or left == right
+    )
 
 
 @pytest.fixture
@@ -151,7 +159,12 @@ def test_key_does_something(
     if name == "seq2seq":
         spec, batch = case(table(), text(), image(), written())
     elif issubclass(lookup("models", name), Language):  # which also puts out tokens
-        spec = Spec({**spec.fields, "评论 文本.labels": Field("评论 文本", "tokens", "target", "int64", None, size=30)})
+        spec = Spec(
+            {
+                **spec.fields,
+                "评论 文本.labels": Field("评论 文本", "tokens", "target", "int64", None, size=30),
+            }
+        )
     base: dict[str, Any] = {"type": name, "numbers": "plain", "hidden": [6], "dropout": 0.0}
     if isinstance(value, tuple):
         more, value = value

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 import luban
 from luban.data.batch import Batch
 from luban.data.contracts import Field, Spec
+from luban.data.pipeline import Pipeline
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import DataError, LubanError, RecipeError
@@ -441,6 +443,22 @@ def test_a_written_text_beside_a_category(tmp_path: Path, monkeypatch: pytest.Mo
     found = luban.evaluate("model", "rows.jsonl")
     assert set(found["slices"]["shop"]) == {"a", "b"}
     assert found["slices"]["shop"]["a"]["metrics"]["back.loss"]["value"] > 0
+
+
+def test_a_column_like_another_has_its_tokens_and_its_frame() -> None:
+    pipeline = Pipeline(
+        {"en": Text(tokens="word", min_count=1, special=True)}, {"zh": Text(like="en", max_length=4)}
+    )
+    for column, processor in (*pipeline.inputs.items(), *pipeline.targets.items()):
+        pipeline.owner(processor).update(pl.Series([f"both {column}"]))
+    pipeline.finish()
+    assert (pipeline.scored, list(pipeline.written)) == ({}, ["zh"])
+    texts = pl.Series(["zh both en en en"])
+    own, other = pipeline.inputs["en"], pipeline.targets["zh"]
+    whole, cut = own.encode(texts)["ids"].values.tolist(), other.encode_target(texts)["ids"].values.tolist()  # type: ignore[union-attr]
+    assert cut == [*whole[:3], whole[-1]]  # in the frame of the other column, of which it is itself not told
+    again = Pipeline.restore(json.loads(json.dumps(pipeline.state()))).targets["zh"]
+    assert again.encode_target(texts)["ids"].values.tolist() == cut  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

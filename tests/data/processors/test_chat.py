@@ -174,6 +174,11 @@ def test_truncation_is_counted_and_leaves_no_row_without_an_answer() -> None:
         arrays = chat.encode(values)
         assert arrays["ids"].values.tolist() == ids[:limit]  # type: ignore[union-attr]
         assert arrays["answer"].values.tolist() == answer[:limit]  # type: ignore[union-attr]
+        said = chat.decode_ids([i for i, mine in zip(ids[:limit], answer[:limit], strict=True) if mine])
+        if "\N{REPLACEMENT CHARACTER}" not in said:
+            assert chat.answers(values).bytes.item() == len(said.encode())
+            chat.counts()
+            chat.answers(values)
         counts = chat.counts()
         assert counts["conversations cut to max_length"] == (limit < len(ids))
         assert counts["tokens cut"] == max(0, len(ids) - limit)

@@ -6,9 +6,10 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,6 +22,7 @@ from luban.data._messages import ANSWER, Message, UnreadableError, dump, objects
 from luban.data._templates import BUILT_IN, render, special_tokens
 from luban.data.contracts import Array, Encoded, Field, Flat, Role
 from luban.data.processors._base import smallest_integer
+from luban.data.processors._encoding import Encoder
 from luban.data.processors._tokenizers import END, Ready
 from luban.data.processors.text import Text
 from luban.errors import DataError, did_you_mean
@@ -34,6 +36,7 @@ _VARIABLES = {
     "begin": "bos_token", "end": "eos_token", "unk": "unk_token", "pad": "pad_token", "sep": "sep_token", "cls": "cls_token",
     "mask": "mask_token",
 }  # fmt: skip
+_OPEN = "answers not learnt, since the tokenizer does not see where they end"
 _PROBE: Message = {"role": "user", "content": "1"}
 
 
@@ -77,6 +80,15 @@ class _Span:
 
 
 @dataclass(frozen=True)
+class _Written:
+    """A conversation as text, where its answers stand, and what was lost on the way."""
+
+    whole: str
+    spans: list[_Span]
+    lost: Counter[str]
+
+
+@dataclass(frozen=True)
 class _Row:
     """A conversation as tokens, cut to max_length, and what was lost."""
 
@@ -115,6 +127,7 @@ class Chat(Text):
     _stops: list[str] = PrivateAttr(default_factory=list)
     _day: str | None = PrivateAttr(default=None)
     _cuts: bool = PrivateAttr(default=True)
+    _quick: bool = PrivateAttr(default=False)
     _names: re.Pattern[str] | None = PrivateAttr(default=None)
     _memo: dict[str, _Row | str] = PrivateAttr(default_factory=dict)
 
@@ -255,11 +268,14 @@ class Chat(Text):
                 "learn to stop; let the template write {{ eos_token }} there, or take another by 'template'"
             )
         self._closing = _Closing(tail, found.offsets[place][1], found.ids[place])
-        whole, first, second = (
+        start, stop = len(before), len(texts[0]) - len(tail) + self._closing.kept
+        whole, first, second, answer, rest = (
             self.trained.encode(text, add_special_tokens=False).ids
-            for text in (texts[0], before, texts[0][len(before) :])
+            for text in (texts[0], before, texts[0][start:], texts[0][start:stop], texts[0][stop:])
         )
         self._cuts = first + second == whole or whole[: len(first)] != first
+        # The token that ends a turn is a border by itself, but for tokenizers that swallow or add blanks behind it.
+        self._quick = self._cuts and answer + rest == second
 
     # --- rendering ---------------------------------------------------------------------------------------
 
@@ -340,7 +356,7 @@ class Chat(Text):
         keys = [cell if isinstance(cell, str) else repr(cell) for cell in cells]
         new = {key: cell for key, cell in zip(keys, cells, strict=True) if key not in self._memo}
         found: dict[str, _Row | str] = {}
-        texts: dict[str, tuple[str, list[_Span], Counter[str]]] = {}
+        texts: dict[str, _Written] = {}
         for key, cell in new.items():
             lost: Counter[str] = Counter()
             try:
@@ -355,55 +371,90 @@ class Chat(Text):
                 continue
             if self._names is not None and any(self._names.search(one["content"]) for one in messages):
                 lost["conversations whose messages name special tokens, which are taken for these"] += 1
-            texts[key] = (whole, spans, lost)
-        parts = {key: self._parts(whole, spans) for key, (whole, spans, _) in texts.items()}
-        encoded = iter(
-            self.trained.encode_batch(
-                [part for own in parts.values() for _, part in own], add_special_tokens=False
-            )
-        )
-        for key, (whole, spans, lost) in texts.items():
-            found[key] = self._row(whole, spans, [(at, next(encoded)) for at, _ in parts[key]], lost)
+            texts[key] = _Written(whole, spans, lost)
+        encode = self._quickly if self._quick else self._with_places
+        found.update(zip(texts, encode([*texts.values()]), strict=True))
         self._memo.update(found)
         return [self._memo[key] for key in keys]
+
+    def _quickly(self, texts: Sequence[_Written]) -> Iterator[_Row | str]:
+        """Encode each answer and each stretch between answers by itself, so that nobody has to ask where tokens stand."""
+        assert self._closing is not None
+        pieces: list[str] = []
+        for one in texts:
+            edges = [0, *(place for span in one.spans for place in (span.start, span.stop)), len(one.whole)]
+            pieces += [one.whole[a:b] for a, b in pairwise(edges)]
+        if self._encoder is None:
+            self._encoder = Encoder(self.trained)
+        values, ends = self._encoder.encode(pieces)
+        first = 0
+        for one in texts:
+            count = 2 * len(one.spans) + 1
+            own = ends[first : first + count + 1]
+            mine = np.arange(count) % 2 == 1
+            closed = values[np.maximum(own[1:] - 1, 0)] == self._closing.token
+            one.lost[_OPEN] += int((mine & ~closed).sum())
+            answer = np.repeat((mine & closed).astype(np.uint8), np.diff(own))
+            yield self._row(
+                one,
+                values[own[0] : own[-1]],
+                answer,
+                partial(self._reach, pieces[first : first + count], own - own[0]),
+            )
+            first += count
+
+    def _reach(self, pieces: Sequence[str], ends: Array, limit: int) -> int:
+        """Return the characters that the first tokens reach."""
+        last = (
+            int(np.searchsorted(ends, limit, side="left")) - 1
+        )  # the piece that the limit cuts, or that ends there
+        places = self.trained.encode(pieces[last], add_special_tokens=False).offsets
+        return sum(map(len, pieces[:last])) + int(places[limit - int(ends[last]) - 1][1])
+
+    def _with_places(self, texts: Sequence[_Written]) -> Iterator[_Row | str]:
+        """Encode texts and look where each token stands."""
+        assert self._closing is not None
+        parts = [self._parts(one.whole, one.spans) for one in texts]
+        found = iter(
+            self.trained.encode_batch([part for own in parts for _, part in own], add_special_tokens=False)
+        )
+        for one, own in zip(texts, parts, strict=True):
+            encodings = [(at, next(found)) for at, _ in own]
+            ids = np.concatenate([np.array(part.ids, dtype=np.int32) for _, part in encodings])
+            places = np.concatenate(
+                [np.array(part.offsets, dtype=np.int64).reshape(-1, 2) + at for at, part in encodings]
+            )
+            starts, stops = places[:, 0], places[:, 1]
+            answer = np.zeros(len(ids), dtype=np.uint8)
+            for span in one.spans:
+                inside = np.flatnonzero((starts >= span.start) & (starts < span.stop))
+                if not len(inside) or ids[inside[-1]] != self._closing.token:
+                    one.lost[_OPEN] += 1
+                    continue
+                if inside[0] and starts[inside[0]] > span.start and stops[inside[0] - 1] > span.start:
+                    one.lost["answers whose first token belongs to the prompt, and is not learnt"] += 1
+                answer[inside] = 1
+            yield self._row(one, ids, answer, partial(_furthest, stops))
 
     def _parts(self, whole: str, spans: Sequence[_Span]) -> list[tuple[int, str]]:
         """Return the parts of a text that are split into tokens one by one, each with where it begins."""
         cuts = sorted({0, *(span.start for span in spans)}) if self._cuts else [0]
         return [(a, whole[a:b]) for a, b in pairwise([*cuts, len(whole)])]
 
-    def _row(
-        self, whole: str, spans: Sequence[_Span], parts: Sequence[tuple[int, Any]], lost: Counter[str]
-    ) -> _Row | str:
-        assert self._closing is not None
-        ids = np.concatenate([np.array(one.ids, dtype=np.int32) for _, one in parts])
-        places = np.concatenate(
-            [np.array(one.offsets, dtype=np.int64).reshape(-1, 2) + at for at, one in parts]
-        )
-        starts, stops = places[:, 0], places[:, 1]
-        answer = np.zeros(len(ids), dtype=np.uint8)
-        for span in spans:
-            inside = np.flatnonzero((starts >= span.start) & (starts < span.stop))
-            if not len(inside) or ids[inside[-1]] != self._closing.token:
-                lost["answers not learnt, since the tokenizer does not see where they end"] += 1
-                continue
-            if inside[0] and starts[inside[0]] > span.start and stops[inside[0] - 1] > span.start:
-                lost["answers whose first token belongs to the prompt, and is not learnt"] += 1
-            answer[inside] = 1
+    def _row(self, one: _Written, ids: Array, answer: Array, reach: Callable[[int], int]) -> _Row | str:
+        """Cut a conversation to max_length, and count what is lost; `reach` says how far its first tokens go."""
         if not answer[1:].any():
             return "left out because of answers that cannot be told apart"
-        limit = self.max_length
+        limit, lost = self.max_length, +one.lost
+        end = len(one.whole)
         if limit is not None and len(ids) > limit:
             if not answer[1:limit].any():
                 return "left out because of answers that all lie behind max_length"
             lost["conversations cut to max_length"] += 1
             lost["tokens cut"] += len(ids) - limit
             lost["tokens of answers cut"] += int(answer[limit:].sum())
-            ids, answer, stops = ids[:limit], answer[:limit], stops[:limit]
-        reach = int(stops.max())
-        size = sum(
-            len(whole[span.start : min(span.end, reach)].encode()) for span in spans if span.start < reach
-        )
+            ids, answer, end = ids[:limit], answer[:limit], reach(limit)
+        size = sum(len(one.whole[span.start : min(span.end, end)].encode()) for span in one.spans)
         return _Row(ids, answer, size, lost)
 
     def text_of(self, cell: Any) -> str:
@@ -479,6 +530,10 @@ class Chat(Text):
         super().restore(state)
         self._day, self._stops = state["day"], list(state["stops"])
         self._settle(replace(self._known))
+
+
+def _furthest(stops: Array, limit: int) -> int:
+    return int(stops[:limit].max())
 
 
 def _common_end(one: str, other: str) -> str:

@@ -36,7 +36,7 @@ class Text(Processor):
     Field ``ids`` is ragged int. The tokenizer is trained on the training rows by the `tokenizers` library, or read from the
     files of another model; either way it is part of the artefact. What comes back from the numbers unchanged, as a model that
     writes needs it: any text with ``tokens: bpe`` and ``lowercase: false``, and with ``unigram`` or ``char`` if also
-    ``byte_fallback: true`` and ``normalize: none``.
+    ``byte_fallback: true`` and ``normalize: none``. As a target, it is what a model of type seq2seq writes.
 
     Example:
         >>> p = Text(tokens="char"); p.update(pl.Series(["好的", "不好"])); p.finish()

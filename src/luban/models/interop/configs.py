@@ -137,6 +137,11 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
         raise RecipeError(
             f"'{found.path}' holds a model of type '{kind}', and '{family}' reads {', '.join(FAMILIES[family])}; {advice}"
         )
+    if config.get("quantization_config"):
+        how = config["quantization_config"].get("quant_method", "an unknown method")
+        raise RecipeError(
+            f"'{found.path}' holds weights that were quantised ({how}), whose numbers mean nothing by themselves; take the model as it was before, or a .gguf file"
+        )
     layout = _LAYOUTS.get(kind, kind)
     keys = _KEYS["seq2seq" if family == "seq2seq" else layout if layout in _KEYS else "llama"]
     options = {ours: config[theirs] for ours, theirs in keys.items() if config.get(theirs) is not None}
@@ -155,11 +160,14 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
     if family == "bert":
         options["layout"] = layout
         options["segments"] = int(config.get("type_vocab_size", 2)) if layout != "distilbert" else 0
-        if layout == "roberta":  # whose table has two rows for padding
-            options["max_positions"] = int(options["max_positions"]) - 2
+        for key, usual in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
+            _refuse(found, config, key, usual)
+        if layout == "roberta":  # whose table begins with rows for padding, as many as the number of its token and one
+            options["max_positions"] = int(options["max_positions"]) - int(config.get("pad_token_id", 1)) - 1
         return options
     if family == "gpt2":
-        _refuse(found, config, "scale_attn_by_inverse_layer_idx", False)
+        for key, usual in (("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", True), ("add_cross_attention", False)):
+            _refuse(found, config, key, usual)
         return options
     return {**options, **_of_llama(found, config, kind)}
 
@@ -225,6 +233,7 @@ def _of_llama(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[str,
         _refuse(found, config, "attention_bias", False)  # theirs then has one on the output too
     options["attention_bias"] = bool(bias)
     _refuse(found, config, "mlp_bias", False)
+    _refuse(found, config, "partial_rotary_factor", 1.0)
     if config.get("sliding_window") and config.get("use_sliding_window", kind == "mistral"):
         window = int(config["sliding_window"])
         options["max_positions"] = min(

@@ -263,6 +263,9 @@ def _source(model: Language, checkpoint: Checkpoint, ours: list[str]) -> dict[st
         if theirs in checkpoint:
             read = checkpoint.places[theirs]
             parts[name] = partial(_transposed, read) if gpt2 and _is_convolution(name) else read
+            if layout_of(model) == "roberta" and name == "core.embedding.positions.weight":
+                pad = int(checkpoint.config.get("pad_token_id", 1))
+                parts[name] = read if pad == 1 else partial(_behind_padding, read, pad)
         elif gpt2 and ".attn." in theirs:
             whole = theirs.rsplit(".", 2)[0] + ".c_attn." + theirs.rsplit(".", 1)[1]
             if whole in checkpoint:
@@ -322,6 +325,12 @@ def _tensors_of_seq2seq(model: Seq2Seq, own: dict[str, Tensor]) -> dict[str, Ten
     elif shared is None and "bart" in seq2seq_kind(model):
         written["model.shared.weight"] = written["model.encoder.embed_tokens.weight"]  # which nothing reads
     return {name: tensor.contiguous() for name, tensor in written.items()}
+
+
+def _behind_padding(read: Callable[[], Tensor], pad: int) -> Tensor:
+    """Return RoBERTa's positions behind two unused rows, where padding is not token 1."""
+    table = read()
+    return torch.cat([table.new_zeros(2, table.shape[1]), table[pad + 1 :]])
 
 
 def _transposed(read: Callable[[], Tensor]) -> Tensor:

@@ -1,0 +1,313 @@
+"""`luban import`: what somebody else published predicts here what it predicts there; what cannot be read is said in a sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luban.predict import load
+from tiny_case import Luban
+
+transformers = pytest.importorskip("transformers")
+from published import NAMES, TEXTS, publish, rewrite, states_of  # noqa: E402
+
+ROWS = [{"text": text} for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen2"])
+def test_a_model_without_a_head_embeds_texts(kind: str, tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = publish(tmp_path / "theirs", kind)
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--json")
+    assert ran.code == 0, ran.err
+    answer = json.loads(ran.out)
+    assert (answer["task"], answer["model"]) == ("embedding", "bert" if kind in ("roberta", "distilbert") else kind)
+    assert "new weights" not in ran.err
+    for row, found in zip(TEXTS, load(tmp_path / "ours").predict(ROWS), strict=True):
+        assert list(found) == ["embedding"]
+        expected = states_of(model, tokenizer, row).mean(0)
+        torch.testing.assert_close(torch.tensor(found["embedding"]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["first", "last", "max"])
+def test_the_pool_can_be_chosen(pool: str, tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = publish(tmp_path / "theirs", "bert")
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--pool", pool).code == 0
+    states = states_of(model, tokenizer, TEXTS[2])
+    expected = {"first": states[0], "last": states[-1], "max": states.amax(0)}[pool]
+    (found,) = load(tmp_path / "ours").predict(ROWS[2:3])
+    torch.testing.assert_close(torch.tensor(found["embedding"]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_sentence_transformers_writes_beside_a_model_is_followed(tmp_path: Path, luban: Luban) -> None:
+    """How states are pooled, and how much of a text is read."""
+    model, tokenizer = publish(tmp_path / "theirs", "bert")
+    (tmp_path / "theirs" / "1_Pooling").mkdir()
+    (tmp_path / "theirs" / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    (tmp_path / "theirs" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10}))
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
+    expected = states_of(model, tokenizer, TEXTS[2], 10)
+    assert len(expected) == 10
+    (found,) = load(tmp_path / "ours").predict(ROWS[2:3])
+    torch.testing.assert_close(torch.tensor(found["embedding"]), expected[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", None])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama"])
+def test_a_classifier_predicts_what_its_pipeline_does(kind: str, problem: str | None, tmp_path: Path, luban: Luban) -> None:
+    names = ["bad", "so-so", "good"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}, "problem_type": problem}
+    model, tokenizer = publish(tmp_path / "theirs", kind, "ForSequenceClassification", **labels)
+    if tokenizer.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.eos_token_id
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--column", "review", "--target", "verdict").code == 0
+    found = load(tmp_path / "ours").predict([{"review": text} for text in TEXTS])
+    classify = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+    for text, prediction in zip(TEXTS, found, strict=True):
+        expected = {one["label"]: one["score"] for one in classify([text])[0]}
+        assert prediction["verdict.scores"] == pytest.approx(expected, abs=1e-5)
+        if problem == "multi_label_classification":
+            assert set(prediction["verdict"]) == {name for name, share in expected.items() if share >= 0.5}
+        else:
+            assert prediction["verdict"] == max(expected, key=expected.__getitem__)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+def test_a_causal_model_scores_and_continues_as_there(kind: str, tmp_path: Path, luban: Luban) -> None:
+    head = "LMHeadModel" if kind == "gpt2" else "ForCausalLM"
+    model, tokenizer = publish(tmp_path / "theirs", kind, head)
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours")
+    assert ran.code == 0, ran.err
+    predictor = load(tmp_path / "ours")
+    found = predictor.predict(ROWS[:2], generation={"max_tokens": 8, "temperature": 0.0})
+    for row, prediction, sample in zip(TEXTS, found, predictor.replay(ROWS[:2]), strict=False):
+        inputs = tokenizer(row, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            loss = model(**inputs, labels=inputs["input_ids"]).loss
+            ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, inputs["input_ids"].shape[1] :]
+        assert sample["text.loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert prediction["completion"] == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_a_masked_model_fills_masks_as_there(kind: str, tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = publish(tmp_path / "theirs", kind, "ForMaskedLM")
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
+    text = f"The capital of {tokenizer.mask_token} is Paris."
+    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    place = int((inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero())
+    with torch.no_grad():
+        best = model(**inputs).logits[0, place].softmax(0).topk(5)
+    expected: dict[str, float] = {}
+    for token, share in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+        word = tokenizer.decode([token])
+        expected[word] = expected.get(word, 0.0) + share  # bytes of characters read the same
+    (found,) = load(tmp_path / "ours").predict([{"text": text}])
+    assert found["fills"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_shards(tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = publish(tmp_path / "theirs", "bert", shards="40KB")
+    assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 1
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
+    (found,) = load(tmp_path / "ours").predict(ROWS[:1])
+    expected = states_of(model, tokenizer, TEXTS[0]).mean(0)
+    torch.testing.assert_close(torch.tensor(found["embedding"]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_artefact_of_an_import_is_an_artefact(tmp_path: Path, luban: Luban) -> None:
+    """Every verb takes it: it needs its source no more, has a card, and can be started from."""
+    publish(tmp_path / "theirs", "bert", "ForSequenceClassification", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
+    shutil.move(tmp_path / "theirs", tmp_path / "gone")
+    ours = tmp_path / "ours"
+    assert "bert" in (ours / "README.md").read_text(encoding="utf-8")
+    lineage = json.loads((ours / "lineage.json").read_text(encoding="utf-8"))
+    assert list(lineage["parents"][0]["sha256"]) == ["model.safetensors"]
+    lines = ["text,label", *(f"{text.replace(',', ' ')} {i},{'yes' if i % 2 else 'no'}" for i in range(30) for text in TEXTS[:2])]
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+    ran = luban("evaluate", ours, tmp_path / "rows.csv", "--resamples", "0", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["rows"] == 60
+    ran = luban("predict", ours, "Measure twice.")
+    assert json.loads(ran.out)["label"] in ("no", "yes")
+    recipe = {
+        "data": {"train": str(tmp_path / "rows.csv"), "inputs": {"text": "text"}, "targets": {"label": "category"}},
+        "model": {"type": "bert", "from": str(ours)},
+        "train": {"epochs": 1, "batch_size": 16},
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    ran = luban("train", tmp_path / "r.yaml", "-o", tmp_path / "tuned")
+    assert ran.code == 0, ran.err
+    assert "new weights" not in ran.err
+
+
+def test_an_embedding_predicts_vectors_and_refuses_to_be_evaluated(tmp_path: Path, luban: Luban) -> None:
+    publish(tmp_path / "theirs", "bert")
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
+    ran = luban("predict", tmp_path / "ours", "Measure twice.")
+    assert len(json.loads(ran.out)["embedding"]) == 32
+    (tmp_path / "rows.csv").write_text("text,label\nYes.,a\n")
+    ran = luban("evaluate", tmp_path / "ours", tmp_path / "rows.csv")
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1].startswith("luban: the artefact predicts no column: it makes vectors of texts")
+
+
+# --- what cannot be read ------------------------------------------------------------------------------------
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def _cut(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def _without_a_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _gguf(folder: Path) -> None:
+    (folder / "strange.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
+        + (20).to_bytes(8, "little") + b"general.architecture" + (8).to_bytes(4, "little") + (5).to_bytes(8, "little") + b"mamba")  # fmt: skip
+
+
+BAD: dict[str, tuple[Any, str, str]] = {
+    "another family": (lambda f: rewrite(f / "config.json", model_type="mamba"), "theirs", "holds a model of type 'mamba'; those that are read are bert, camembert"),
+    "another head": (lambda f: rewrite(f / "config.json", architectures=["BertForQuestionAnswering"]), "theirs", "is a BertForQuestionAnswering; those that can be imported are"),
+    "a pickle": (_pickled, "theirs", "pytorch_model.bin' is a pickle, which may run anything when it is read; convert it once"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "theirs", "has no model.safetensors"),
+    "damaged weights": (_cut, "theirs", "model.safetensors' is damaged:"),
+    "a tensor is missing": (_without_a_tensor, "theirs", "is incomplete: there is no tensor 'bert.encoder.layer.1.output.dense.weight'"),
+    "a damaged configuration": (lambda f: (f / "config.json").write_text("{"), "theirs", "config.json' cannot be read:"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), "theirs", "has no config.json"),
+    "a configuration that lacks a size": (lambda f: rewrite(f / "config.json", hidden_size=None), "theirs", "and the model needs"),
+    "sizes that contradict the weights": (lambda f: rewrite(f / "config.json", intermediate_size=50), "theirs", "and the model needs"),
+    "more heads than fit": (lambda f: rewrite(f / "config.json", num_attention_heads=5), "theirs", "hidden_size 32 is no multiple of heads 5"),
+    "an unknown activation": (lambda f: rewrite(f / "config.json", hidden_act="xielu"), "theirs", "has the activation 'xielu'; known are"),
+    "positions of another kind": (lambda f: rewrite(f / "config.json", position_embedding_type="relative_key"), "theirs", "position_embedding_type 'relative_key'"),
+    "a decoder": (lambda f: rewrite(f / "config.json", is_decoder=True), "theirs", "has is_decoder True, which this family does not do"),
+    "quantised weights": (lambda f: rewrite(f / "config.json", quantization_config={"quant_method": "gptq"}), "theirs", "holds weights that were quantised (gptq)"),
+    "a causal BERT": (lambda f: rewrite(f / "config.json", architectures=["BertLMHeadModel"]), "theirs", "says it is causal, and model type 'bert' looks both ways"),
+    "an encoder and a decoder": (lambda f: rewrite(f / "config.json", model_type="bart"), "theirs", "model: {type: seq2seq, from: theirs}"),
+    "a tokenizer of more tokens": (lambda f: _more_tokens(f), "theirs", "they do not belong together"),
+    "no tokenizer": (lambda f: [(f / n).unlink(missing_ok=True) for n in ("tokenizer.json", "tokenizer_config.json")], "theirs", "there is no tokenizer"),
+    "nothing there": (lambda f: None, "elsewhere", "there is no directory"),
+    "another gguf": (_gguf, "theirs/strange.gguf", "holds a model of type 'mamba'; those read from GGUF files are"),
+    "a file that is no gguf": (lambda f: (f / "x.gguf").write_bytes(b"nothing at all"), "theirs/x.gguf", "x.gguf'"),
+}  # fmt: skip
+
+
+def _more_tokens(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = data["model"]["vocab"]
+    vocabulary |= {f"more{i}": len(vocabulary) + i for i in range(9)}
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    publish(folder / "theirs", "bert")
+    return folder
+
+
+def said(luban: Luban, *arguments: str | Path) -> str:
+    """The one sentence that a command of a wrong input ends in."""
+    ran = luban(*arguments)
+    assert ran.code == 2, ran.err
+    assert "Traceback" not in ran.err
+    last = ran.err.splitlines()[-1]
+    assert last.startswith("luban: ")
+    return last
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_read_is_said(case: str, theirs: Path, tmp_path: Path, luban: Luban, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(theirs / "theirs", "theirs")
+    change, source, words = BAD[case]
+    change(Path("theirs"))
+    assert words in said(luban, "import", source, "-o", "ours")
+    assert not Path("ours").exists()
+    assert not list(Path().glob(".ours*")), "nothing half-made is left"
+
+
+def test_a_missing_shard(tmp_path: Path, luban: Luban) -> None:
+    publish(tmp_path / "theirs", "bert", shards="40KB")
+    first = sorted((tmp_path / "theirs").glob("model-*.safetensors"))[0]
+    first.unlink()
+    message = said(luban, "import", tmp_path / "theirs", "-o", tmp_path / "ours")
+    assert f"is incomplete: {first.name} is missing (1 of" in message
+
+
+def test_a_regression_has_no_unit(tmp_path: Path, luban: Luban) -> None:
+    publish(tmp_path / "theirs", "bert", "ForSequenceClassification", id2label={0: "LABEL_0"}, label2id={"LABEL_0": 0})
+    assert "is a regression model, whose numbers have no unit" in said(luban, "import", tmp_path / "theirs", "-o", tmp_path / "ours")
+
+
+@pytest.mark.parametrize(("type_", "words"), [("gpt2", "holds a model of type 'bert', and 'gpt2' reads gpt2; take type 'bert'"), ("bert", "")])
+def test_a_recipe_that_starts_from_another_family(type_: str, words: str, theirs: Path, tmp_path: Path, luban: Luban) -> None:
+    recipe = {
+        "data": {"train": str(tmp_path / "rows.csv"), "inputs": {"text": "text"}, "targets": {"label": "category"}},
+        "model": {"type": type_, "from": str(theirs / "theirs")},
+    }
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(f"text {i},{'ab'[i % 2]}" for i in range(60)))
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    if words:
+        assert words in said(luban, "check", tmp_path / "r.yaml")
+    else:
+        assert luban("check", tmp_path / "r.yaml").code == 0
+
+
+# --- where it goes ------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_stays(theirs: Path, tmp_path: Path, luban: Luban, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = theirs / "theirs"
+    Path("empty").mkdir()
+    assert luban("import", source, "-o", "empty").code == 0
+    assert "'empty' is there already; name another place with -o, or replace it with --force" in said(luban, "import", source, "-o", "empty")
+    assert luban("import", source, "-o", "empty", "--pool", "max", "--force").code == 0
+    Path("photos").mkdir()
+    Path("photos/mine.jpg").write_text("x")
+    for force in ((), ("--force",)):
+        assert "'photos' holds other files, which are left alone" in said(luban, "import", source, "-o", "photos", *force)
+    assert Path("photos/mine.jpg").read_text() == "x"
+    Path("file").write_text("x")
+    assert "'file' is a file; name another place with -o" in said(luban, "import", source, "-o", "file", "--force")
+
+
+def test_an_artefact_is_not_imported_again(theirs: Path, tmp_path: Path, luban: Luban) -> None:
+    assert luban("import", theirs / "theirs", "-o", tmp_path / "ours").code == 0
+    assert "is an artefact already; every verb takes it as it is" in said(luban, "import", tmp_path / "ours", "-o", tmp_path / "again")
+
+
+@pytest.mark.data
+def test_minilm_embeds_as_transformers_does(tmp_path: Path, luban: Luban) -> None:
+    from luban import datasets
+
+    source = datasets.main_file("minilm")
+    assert luban("import", source, "-o", tmp_path / "ours").code == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    model = transformers.AutoModel.from_pretrained(source).eval()
+    for text, found in zip(TEXTS, load(tmp_path / "ours").predict(ROWS), strict=True):
+        expected = states_of(model, tokenizer, text).mean(0)
+        torch.testing.assert_close(torch.tensor(found["embedding"]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_kind_is_published() -> None:
+    assert {"bert", "roberta", "distilbert", "gpt2", "llama", "qwen2"} <= set(NAMES)
