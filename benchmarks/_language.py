@@ -141,7 +141,7 @@ def write_for_peer(plan: Any, folder: Path, **config: Any) -> None:
     tensors = dict(tensors_of(family, encoder))
     for head in plan.model.heads.values():
         tensors |= {f"classifier.{name}": value.detach() for name, value in head.state_dict().items()}
-    size = encoder.core.embedding.tokens.num_embeddings
+    size = len(encoder.core.embedding.tokens.weight)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / "model.safetensors")
     whole = {**config_of(family, size), **config}
@@ -158,7 +158,8 @@ def our_gradients(plan: Any, path: Path) -> float:
     from luban.training.step import compute_losses
 
     plan.model.train()
-    parts = compute_losses(plan.step.objectives, plan.model, next(plan.loader.batches(0)))
+    with plan.step.arithmetic():
+        parts = compute_losses(plan.step.objectives, plan.model, next(plan.loader.batches(0)))
     loss = torch.stack([part.total / part.count for part in parts.values()]).sum()
     loss.backward()
     with torch.no_grad():
@@ -193,7 +194,7 @@ def train_theirs(
 
     class InOrder(Trainer):  # type: ignore[misc,unused-ignore]
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
+            return torch.utils.data.SequentialSampler(rows)
 
         def training_step(self, *words: Any, **named: Any) -> Any:
             loss = super().training_step(*words, **named)

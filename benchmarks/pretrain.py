@@ -112,7 +112,7 @@ def their_model(name: str, dropout: float, threads: int | None) -> Any:
 
     torch.set_num_threads(threads or language.cores())
     torch.manual_seed(0)
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    rates: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     return GPT2LMHeadModel.from_pretrained(HOME / name / "model", **rates)
 
 
@@ -236,8 +236,9 @@ def on_gpu(options: Any) -> list[Claim]:
         memory = torch.cuda.max_memory_allocated() / 2**30
         say(f"  {title}: {parameters / 1e6:,.0f} million parameters, {value:,.0f} tokens/s, {memory:.1f} GiB")
         if peak is not None:
-            used = [rate * needed / peak for rate in (value, min(rates), max(rates))]
-            claims.append(Claim(f"{title}: model-FLOPs use in bf16", *used, 0.5, "of the peak", aim=0.6))
+            middle, low, high = (rate * needed / peak for rate in (value, min(rates), max(rates)))
+            name = f"{title}: model-FLOPs use in bf16"
+            claims.append(Claim(name, middle, low, high, 0.5, "of the peak", aim=0.6))
         del plan
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

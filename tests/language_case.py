@@ -39,7 +39,9 @@ LABELS = ["a", "b", "c", "a", "b", "a", "c", "b"]
 
 
 def family(name: str, **options: Any) -> Language:
-    model = Section("models").parse({"type": name, **SIZES, **({"kv_heads": 2} if name not in ("bert", "gpt2") else {}), **options})
+    model = Section("models").parse(
+        {"type": name, **SIZES, **({"kv_heads": 2} if name not in ("bert", "gpt2") else {}), **options}
+    )
     assert isinstance(model, Language)
     return model
 
@@ -111,7 +113,9 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest relative error of a gradient; what is zero but for rounding is compared with the whole."""
     assert found.keys() == expected.keys()
     whole = torch.stack([one.norm() for one in expected.values()]).norm()
-    return max(float((found[name] - one).norm() / (one.norm() + 1e-3 * whole)) for name, one in expected.items())
+    return max(
+        float((found[name] - one).norm() / (one.norm() + 1e-3 * whole)) for name, one in expected.items()
+    )
 
 
 def gradients(module: torch.nn.Module) -> dict[str, Tensor]:

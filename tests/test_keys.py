@@ -38,6 +38,7 @@ from luban.objectives._language import LanguageObjective
 from luban.objectives._wrapping import Wrapping
 from luban.recipe import Data, Recipe, Section, Train, load, read_yaml
 from luban.registry import SECTIONS, lookup, names
+from luban.training import machine
 from luban.training.checkpoint import Checkpoints
 from luban.training.plan import _texts_to_augment, make_plan
 from luban.training.progress import Progress
@@ -210,7 +211,9 @@ class TwoHeads(nn.Module):
 
 
 def see_dpo(component: Any) -> Any:
-    ids = {name: Ragged.from_rows([torch.arange(4) + i, torch.arange(5) + 2 * i]) for i, name in enumerate("abc")}
+    ids = {
+        name: Ragged.from_rows([torch.arange(4) + i, torch.arange(5) + 2 * i]) for i, name in enumerate("abc")
+    }
     batch: dict[str, Any] = {f"{name}.ids": one for name, one in ids.items()}
     batch |= {f"{name}.answer": one.like(torch.ones_like(one.values)) for name, one in ids.items()}
     batch = component.collate(batch, torch.Generator())
@@ -227,7 +230,9 @@ def see_seq2seq(component: Any) -> Any:
     drawn = {name: torch.randint(7, (4,), generator=generator) for name in "ab"}
     batch: dict[str, Any] = {f"{name}.ids": Ragged.from_rows([ids]) for name, ids in drawn.items()}
     outputs = {
-        f"{name}.tokens": Projection(torch.randn(4, 3, generator=generator), torch.randn(7, 3, generator=generator))
+        f"{name}.tokens": Projection(
+            torch.randn(4, 3, generator=generator), torch.randn(7, 3, generator=generator)
+        )
         for name in "ab"
     }
     parts = component.losses(outputs, batch)
@@ -247,20 +252,35 @@ class Costs:
 def see_language(component: Any) -> Any:
     """What an objective over tokens makes of two texts, and what it counts."""
     texts = {}
-    for name, value in (("a", "the working carpenters measured twice. then nobody complained"), ("b", "b is another text. it is longer, too")):
+    for name, value in (
+        ("a", "the working carpenters measured twice. then nobody complained"),
+        ("b", "b is another text. it is longer, too"),
+    ):
         text: Any = Section("processors").parse({"type": "text", "tokens": "wordpiece", "min_count": 1})
         text.update(pl.Series([value]))
         text.finish()
         texts[name] = text
     whole = Pipeline(texts, {})
     fields = component.bind(whole, 64)
-    encoded = {f"{name}.ids": text.encode_texts(["the measured text", "carpenters. nobody is longer"] * 4)["ids"] for name, text in texts.items()}
+    encoded = {
+        f"{name}.ids": text.encode_texts(["the measured text", "carpenters. nobody is longer"] * 4)["ids"]
+        for name, text in texts.items()
+    }
     batch = component.collate(to_batch(encoded, whole.spec), torch.Generator().manual_seed(0))
     component.setup({})
     counts = component.count(batch)
-    outputs = {f"{name}.tokens": Projection(torch.ones(len(batch.get(f"{name}.labels", ())), 2), torch.ones(99, 2)) for name in "ab"}
+    outputs = {
+        f"{name}.tokens": Projection(torch.ones(len(batch.get(f"{name}.labels", ())), 2), torch.ones(99, 2))
+        for name in "ab"
+    }
     parts = component.losses(outputs | {"next_sentence.logits": torch.randn(8, 2)}, batch)
-    return {name: str(one) for name, one in fields.items()}, component.window(), plain(batch), counts, [part.weight for part in parts.values()]
+    return (
+        {name: str(one) for name, one in fields.items()},
+        component.window(),
+        plain(batch),
+        counts,
+        [part.weight for part in parts.values()],
+    )
 
 
 def see_objectives(component: Any) -> Any:
@@ -607,7 +627,7 @@ SECTION_KEYS = [("data", DATA), ("train", TRAIN), ("", WHOLE)]
 
 def test_every_key_of_every_section_is_tried() -> None:
     assert set(DATA) == set(Data.model_fields)
-    assert set(TRAIN) | {"kernels"} == set(Train.model_fields)
+    assert set(TRAIN) | {"kernels", "products"} == set(Train.model_fields)
     assert set(WHOLE) | {"data", "train"} == set(Recipe.model_fields)
 
 
@@ -615,12 +635,32 @@ def test_every_key_of_every_section_is_tried() -> None:
 def test_kernels_are_those_asked_for(kernels: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     use = _kernels.use
-    monkeypatch.setattr(_kernels, "use", lambda which: (asked.append(which), use("torch"))[1])  # which builds nothing
+    monkeypatch.setattr(
+        _kernels, "use", lambda which: (asked.append(which), use("torch"))[1]
+    )  # which builds nothing
     recipe = read_yaml(RECIPE).data
     data = {**recipe["data"], "inputs": {"review": "text"}}
-    recipe = {**recipe, "data": data, "model": {"type": "bert", "size": "tiny"}, "train": {**recipe["train"], "kernels": kernels}}
+    recipe = {
+        **recipe,
+        "data": data,
+        "model": {"type": "bert", "size": "tiny"},
+        "train": {**recipe["train"], "kernels": kernels},
+    }
     assert make_plan(load(recipe)).recipe.train.kernels == "torch"
     assert asked == [kernels]
+
+
+@pytest.mark.parametrize("products", ["auto", "onednn", "blas"])
+def test_products_are_made_by_what_was_asked_for(products: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"fp32": 1.0, "onednn": 2.0, "bf16": 0.1}
+    monkeypatch.setattr(machine, "_measured", lambda device, arithmetic, width: speeds[arithmetic])
+    monkeypatch.setattr(machine, "available", lambda: True)
+    recipe = read_yaml(RECIPE).data
+    model = {"type": "mlp", "hidden": [128, 128]}
+    recipe = {**recipe, "model": model, "train": {**recipe["train"], "device": "cpu", "precision": "fp32", "products": products}}
+    plan = make_plan(load(recipe))
+    assert plan.step.products == plan.recipe.train.products == ("blas" if products == "blas" else "onednn")
+    assert ("products: oneDNN is 2.0x as quick as the BLAS" in plan.derived) == (products == "auto")
 
 
 @pytest.mark.parametrize(

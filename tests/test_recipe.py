@@ -579,7 +579,9 @@ def test_one_to_one(section: str) -> None:
 def test_unknown_sections_and_types() -> None:
     with pytest.raises(RecipeError, match="section 'model' is unknown; sections are sources"):
         registry.register("model")
-    with pytest.raises(RecipeError, match=r"type 'mpl' is unknown; models are bert, cnn, .*did you mean 'mlp'\?"):
+    with pytest.raises(
+        RecipeError, match=r"type 'mpl' is unknown; models are bert, cnn, .*did you mean 'mlp'\?"
+    ):
         registry.lookup("models", "mpl")
 
 

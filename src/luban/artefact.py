@@ -181,6 +181,8 @@ class Artefact:
         """
         try:
             module = build_model(self.model, self.adapt, self.spec)
+        except MissingError:
+            raise
         except (
             Exception
         ) as error:  # the options were checked, but a stranger's specification may hold anything

@@ -315,6 +315,9 @@ class Train(Config):
     kernels: Literal["auto", "native", "torch"] = "auto"
     """What computes attention on a CPU: Luban's own code where a compiler is found (built once, in the background of the first
     run, for the next), or PyTorch alone."""
+    products: Literal["auto", "onednn", "blas"] = "auto"
+    """What multiplies matrices in fp32 on a CPU: oneDNN or the BLAS, both of which are inside PyTorch; auto takes what this
+    machine is measurably quicker at."""
     threads: Annotated[int, Field(gt=0)] | None = None
     """CPU threads; by default all cores, or one where an update is too little work to share."""
 

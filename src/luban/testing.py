@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -445,7 +446,7 @@ def check_objective(
 
 
 def check_language_objective(
-    objective: Objective, model: Model, pipeline: Pipeline, rows: pl.DataFrame
+    objective: Objective, model: Model, pipeline: Pipeline, rows: pl.DataFrame, *, weighted: bool = False
 ) -> None:
     """Check what the engine relies on in an objective that makes its targets of a text's own tokens.
 
@@ -458,6 +459,7 @@ def check_language_objective(
         model: options of a model that can put out the text's tokens.
         pipeline: the fitted text column.
         rows: at least three texts.
+        weighted: whether rows have weights, that of each its number.
 
     Raises:
         AssertionError: if a promise is broken.
@@ -471,7 +473,9 @@ def check_language_objective(
         f"the options change when a recipe is written and read: {objective!r} became {parsed!r}"
     )
     made = objective.bind(pipeline, getattr(model, "max_positions", 0))
-    assert all(field.role == "target" for field in made.values()), "bind() announces a field that is no target"
+    assert all(field.role == "target" for field in made.values()), (
+        "bind() announces a field that is no target"
+    )
     objective.setup({})
     spec = Spec({**pipeline.spec.fields, **made})
     encoded, _ = pipeline.encode(rows, targets=False)
@@ -483,11 +487,11 @@ def check_language_objective(
         encoded[name], documents = windows_of(flat, length, overlap, trim)
         assert len(documents) == len(rows), "a text is too long to be one example"
     batch = to_batch(encoded, spec)
+    if weighted:
+        batch["row.weight"] = torch.arange(1.0, len(rows) + 1)
     before = {name: _plain(value).clone() for name, value in batch.items()}
     with _own_randomness():
-        changed, again = (
-            objective.collate(dict(batch), torch.Generator().manual_seed(0)) for _ in range(2)
-        )
+        changed, again = (objective.collate(dict(batch), torch.Generator().manual_seed(0)) for _ in range(2))
         _check_equal(_all_plain(changed), _all_plain(again), "the same generator gives two batches")
         _check_equal(_all_plain(batch), before, "collate() changes tensors of the batch in place")
         missing = made.keys() - changed.keys()
@@ -505,6 +509,14 @@ def check_language_objective(
             own = _rows_of(changed, piece)
             parts.append(objective.losses(module(own), own))
         _check_sums(whole, parts)
+        if weighted:
+            del changed["row.weight"]
+            alone = [_rows_of(changed, torch.tensor([row])) for row in range(rows_in(changed))]
+            each = [objective.losses(module(own), own) for own in alone]
+            for row, found in enumerate(each, 1):
+                for name, one in found.items():
+                    found[name] = replace(one, total=row * one.total, count=row * one.count)
+            _check_sums(whole, each)  # a row of weight 2 is that row twice
 
 
 def _plain(value: Tensor | Ragged) -> Tensor:

@@ -26,7 +26,9 @@ def kneser_ney() -> Any:
 
 
 def flat(documents: list[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    return np.array(sum(documents, [])), np.cumsum([0, *map(len, documents)])
+    return np.array([token for document in documents for token in document]), np.cumsum(
+        [0, *map(len, documents)]
+    )
 
 
 def documents(seed: int, count: int, vocabulary: int = 300) -> list[list[int]]:
@@ -69,7 +71,7 @@ def written_out(train: list[list[int]], vocabulary: int, order: int) -> Any:
     def probability(token: int, history: tuple[int, ...]) -> float:
         lower = probability(token, history[1:]) if history else 1 / vocabulary
         n = len(history)
-        after = followers[n][history] if history in followers[n] else []
+        after = followers[n].get(history, [])
         if not after:
             return lower
         d = discounts[n]

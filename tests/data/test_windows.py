@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +28,9 @@ def parts(cut: Flat) -> list[list[int]]:
 
 DOCUMENTS = st.lists(st.integers(0, 40), min_size=0, max_size=12)
 CUTS = st.integers(1, 12).flatmap(
-    lambda length: st.tuples(st.just(length), st.integers(0, length - 1), st.integers(0, 2), st.integers(0, 2))
+    lambda length: st.tuples(
+        st.just(length), st.integers(0, length - 1), st.integers(0, 2), st.integers(0, 2)
+    )
 )
 
 
@@ -42,7 +45,7 @@ def test_every_token_is_in_a_window(lengths: list[int], cut: tuple[int, int, int
         inner = document[begin : len(document) - end]
         own = [window for window, of in zip(windows, documents, strict=True) if of == number]
         # Each begins with what the one before it ended with, and adds something.
-        for before, after in zip(own, own[1:], strict=False):
+        for before, after in pairwise(own):
             assert len(before) == length
             assert after[:overlap] == before[length - overlap :]
             assert len(after) > overlap
@@ -61,9 +64,16 @@ def test_every_token_but_the_first_is_predicted_once(lengths: list[int], length:
 
 @settings(max_examples=40)
 @given(DOCUMENTS, CUTS, st.randoms())
-def test_a_store_is_cut_as_memory_is(lengths: list[int], cut: tuple[int, int, int, int], random: object) -> None:
+def test_a_store_is_cut_as_memory_is(
+    lengths: list[int], cut: tuple[int, int, int, int], random: object
+) -> None:
     length, overlap, begin, end = cut
-    spec = Spec({"text.ids": Field("text", "text", "input", "int64", None, size=500), "n.value": Field("n", "number", "input", "int64")})
+    spec = Spec(
+        {
+            "text.ids": Field("text", "text", "input", "int64", None, size=500),
+            "n.value": Field("n", "number", "input", "int64"),
+        }
+    )
     whole = flat(lengths)
     numbers = np.arange(len(lengths)) * 10
     with TemporaryDirectory() as folder:

@@ -62,6 +62,48 @@ def test_emails_are_decoded_and_labelled_by_folder(pack: Pack, out: Path) -> Non
     ]
 
 
+def test_poems_say_what_they_are_and_come_once(pack: Pack, out: Path) -> None:
+    def poems(*rows: dict[str, object]) -> bytes:
+        return json.dumps(rows, ensure_ascii=False).encode()
+
+    shi = {"author": "李白", "paragraphs": ["牀前看月光，", "疑是地上霜。 "], "title": "靜夜思 ", "id": "1"}
+    again = {**shi, "author": "杜甫"}
+    empty = {"author": "無", "paragraphs": [], "title": "句"}
+    members = {
+        "p/dist/quantangshi/poet.tang.0.json": poems(shi, empty),
+        "p/dist/quantangshi/poet.song.1000.json": poems(again, {**shi, "paragraphs": ["□山。"]}),
+        "p/dist/quantangshi/error/poet.song.0.json": poems({**shi, "paragraphs": ["錯。"]}),
+        "p/dist/quantangshi/authors.tang.json": b"[]",
+        "p/dist/songci/ci.song.0.json": poems(
+            {"author": "苏轼", "paragraphs": ["明月。"], "rhythmic": "水调歌头"}
+        ),
+        "p/dist/wudaishici/huajianji/huajianji-1-juan.json": poems(
+            {"title": "菩萨蛮 其六", "paragraphs": ["玉楼。"], "author": "温庭筠", "rhythmic": "菩萨蛮"}
+        ),
+        "p/dist/wudaishici/huajianji/huajianji-0-preface.json": b"{}",
+        "p/dist/wudaishici/nantang/poetrys.json": poems(
+            {"title": "", "paragraphs": ["春花。"], "author": "李煜", "rhythmic": "虞美人"}
+        ),
+        "p/dist/yuanqu/yuanqu.json": poems({**shi, "paragraphs": ["枯藤。"], "dynasty": "yuan"}),
+        "p/dist/youmengying/youmengying.json": poems({"content": "x"}),
+    }
+    assert layouts.poems(pack(members), out) == {
+        "rows": 6,
+        "repeated dropped": 1,
+        "empty dropped": 1,
+        "with □ for a lost character": 1,
+    }
+    lines = (out / "poems.jsonl").read_text("utf-8").split("\n")[:-1]
+    assert [tuple(json.loads(line).values()) for line in lines] == [
+        ("牀前看月光，疑是地上霜。", "靜夜思", "李白", "tang", "shi"),
+        ("玉楼。", "菩萨蛮 其六", "温庭筠", "five dynasties", "ci"),
+        ("春花。", "虞美人", "李煜", "five dynasties", "ci"),
+        ("□山。", "靜夜思", "李白", "song", "shi"),
+        ("明月。", "水调歌头", "苏轼", "song", "ci"),
+        ("枯藤。", "靜夜思", "李白", "yuan", "qu"),
+    ]
+
+
 def test_json_digits_find_every_grey_value_again(pack: Pack, out: Path) -> None:
     grey = np.arange(784) % 256
     flat = [round(value / 255, 3) for value in grey.tolist()]

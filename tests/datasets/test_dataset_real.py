@@ -59,6 +59,17 @@ def test_breast_cancer() -> None:
 
 
 @pytest.mark.slow
+def test_chinese_poetry() -> None:
+    table = pl.read_ndjson(datasets.main_file("chinese-poetry"))
+    assert tuple(table.columns) == datasets.describe("chinese-poetry").columns
+    assert _counts(table, "form") == {"shi": 309972, "ci": 21567, "qu": 10891}
+    assert table["text"].n_unique() == len(table)
+    assert table["text"].str.len_chars().min() > 0
+    climbing = table.filter(pl.col("text").str.starts_with("白日依山盡"))
+    assert climbing["dynasty"].to_list() == ["tang", "song"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", datasets.names())
 def test_every_data_set_has_the_rows_and_columns_that_the_catalogue_promises(name: str) -> None:
     dataset = datasets.describe(name)

@@ -139,7 +139,7 @@ def test_what_cannot_be_followed(tokenizer: Tokenizer, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="need the tokenizer"):
         constraint_of(Generation(regex="a"), None, {1})
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(MissingError, match=re.escape("pip install 'luban[constraint]'")):
+    with pytest.raises(MissingError, match=re.escape("pip install 'luban[constrain]'")):
         constraint_of(Generation(regex="a"), tokenizer, {1})
 
 

@@ -150,7 +150,11 @@ def test_texts_in_int8(which: Any, pair: Pair, prompts: list[list[int]]) -> None
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 3, 4, 5, 30, 130]), st.booleans(), st.booleans()
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([1, 2, 3, 4, 5, 30, 130]),
+    st.booleans(),
+    st.booleans(),
 )
 @pytest.mark.usefixtures("native")
 def test_an_int8_layer(rows: int, columns: int, batch: int, bias: bool, gradient: bool) -> None:

@@ -15,10 +15,10 @@ from luban.data.ragged import Ragged
 from luban.errors import DataError, RecipeError
 from luban.models._attention import attend, plan
 from luban.models._convolution import Convolutions
+from luban.models._core import Rope, rotate, sinusoids
 from luban.models._encoders import Numbers, channels_last
 from luban.models._network import Network, column_of, module_key
 from luban.models.fasttext import FastText
-from luban.models._core import Rope, rotate, sinusoids
 from luban.recipe import Section
 
 LABEL = {"label.index": Field("label", "category", "target", "int32", size=10, output="logits", width=10)}

@@ -39,18 +39,29 @@ READS |= {
     "transformer": TEXTS | {"image"},
     # As one sequence, for which the texts of a pair need one tokenizer.
     **dict.fromkeys(LANGUAGE, TEXTS - {"two texts"}),
+    "huggingface": {"text", "all"},
     "seq2seq": set(),  # nothing but with a text to write: test_seq2seq.py
 }
 """What each family reads; a family that is not listed reads everything."""
 
 
+ELECTRA = {
+    "model_type": "electra", "vocab_size": 60, "embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48, "max_position_embeddings": 64, "type_vocab_size": 1,
+}  # fmt: skip
+FOREIGN = {"huggingface": {"config": ELECTRA}}
+"""What a family whose sizes are somebody else's needs instead of a size."""
+
+
 def _options(**options: Any) -> dict[str, Any]:
-    return {"size": "tiny", **options}
+    return {**FOREIGN.get(options["type"], {"size": "tiny"}), **options}
 
 
 @pytest.mark.parametrize("inputs", CASES)
 @pytest.mark.parametrize("name", names("models"))
 def test_contract(name: str, inputs: str) -> None:
+    if name in FOREIGN:
+        pytest.importorskip("transformers")
     torch.manual_seed(0)
     spec, batch = CASES[inputs]()
     model = PARSE(_options(type=name))
@@ -105,6 +116,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "qwen2": [{"attention_bias": False, "pool": "mean"}],
     "qwen3": [{"recompute": True, "attention_dropout": 0.1, "pool": "mean"}],
     "smollm": [{"recompute": True, "activation": "gelu_tanh"}],
+    "huggingface": [
+        *({"pool": pool} for pool in ("first", "last", "max")),
+        {
+            "config": {**ELECTRA, "model_type": "albert", "num_hidden_groups": 1, "type_vocab_size": 2},
+            "hidden": [8],
+        },
+    ],
 }
 
 
@@ -112,13 +130,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ("name", "options"), [(name, options) for name, all_ in VARIANTS.items() for options in all_]
 )
 def test_contract_of_variants(name: str, options: dict[str, Any]) -> None:
+    if name in FOREIGN:
+        pytest.importorskip("transformers")
     torch.manual_seed(0)
     spec, batch = CASES["all"]()
     check_model(PARSE(_options(type=name, **options)), spec, batch)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "medium", "large"])
-@pytest.mark.parametrize("name", names("models"))
+@pytest.mark.parametrize("name", [name for name in names("models") if name not in FOREIGN])
 def test_every_size_is_larger_than_the_one_before(name: str, size: str) -> None:
     spec, _ = case(table(), text(), image(), *([written()] if name == "seq2seq" else []))
     sizes = ["tiny", "small", "medium", "large"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from language_case import CAUSAL, FAMILIES, POOLS, STILL, batch_of, family, gradients, objectives, relative
 from torch import Tensor, nn
 
+from language_case import CAUSAL, FAMILIES, POOLS, STILL, batch_of, family, gradients, objectives, relative
 from luban.data.batch import Batch
 from luban.data.contracts import Field, Spec
 from luban.data.ragged import Ragged
@@ -26,18 +26,21 @@ LEARNT: dict[str, list[list[dict[str, Any]]]] = {
         [{"type": "masked_lm", "whole_word": True}, {"type": "next_sentence"}],
         [CROSS, {"type": "masked_lm", "weight": 0.5}],
     ],
-    **dict.fromkeys(CAUSAL, [[CROSS], [{"type": "causal_lm"}], [CROSS, {"type": "causal_lm", "weight": 0.5}]]),
+    **{
+        name: [[CROSS], [{"type": "causal_lm"}], [CROSS, {"type": "causal_lm", "weight": 0.5}]]
+        for name in CAUSAL
+    },
 }
-RUNS = [
-    (name, pool, chosen) for name in FAMILIES for pool in POOLS[name] for chosen in LEARNT[name]
-]
+RUNS = [(name, pool, chosen) for name in FAMILIES for pool in POOLS[name] for chosen in LEARNT[name]]
 
 
 def name_of(value: Any) -> str:
     return "+".join(one["type"] for one in value) if isinstance(value, list) else str(value)
 
 
-def made(name: str, pool: str, chosen: list[dict[str, Any]], **options: Any) -> tuple[nn.Module, list[Any], Batch]:
+def made(
+    name: str, pool: str, chosen: list[dict[str, Any]], **options: Any
+) -> tuple[nn.Module, list[Any], Batch]:
     """A module without dropout, its objectives and a batch of eight texts in no order of length."""
     causal = name in CAUSAL
     model = family(name, pool=pool, **STILL, **options)
@@ -58,7 +61,9 @@ def learn(module: nn.Module, learnt: list[Any], batch: Batch) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize(("name", "pool", "chosen"), RUNS, ids=name_of)
-def test_gradients_are_those_of_the_rows_one_by_one(name: str, pool: str, chosen: list[dict[str, Any]]) -> None:
+def test_gradients_are_those_of_the_rows_one_by_one(
+    name: str, pool: str, chosen: list[dict[str, Any]]
+) -> None:
     module, learnt, batch = made(name, pool, chosen)
     together = learn(module, learnt, batch)
     for row in range(8):
@@ -69,7 +74,9 @@ def test_gradients_are_those_of_the_rows_one_by_one(name: str, pool: str, chosen
     assert relative(together, alone) < 1e-5
 
 
-@pytest.mark.parametrize("chosen", [run for runs in (LEARNT["bert"], LEARNT["gpt2"]) for run in runs], ids=name_of)
+@pytest.mark.parametrize(
+    "chosen", [run for runs in (LEARNT["bert"], LEARNT["gpt2"]) for run in runs], ids=name_of
+)
 def test_accumulation_is_exact(chosen: list[dict[str, Any]]) -> None:
     name = "gpt2" if any(one["type"] == "causal_lm" for one in chosen) else "bert"
     found = []

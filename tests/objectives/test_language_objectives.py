@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_case import FACTS, SENTENCES, batch_of, family, objectives, pipeline
 from torch import Tensor
 
+from language_case import FACTS, SENTENCES, batch_of, family, objectives, pipeline
 from luban.data.batch import Batch
 from luban.data.contracts import Field, Spec
 from luban.data.loader import Loader
@@ -104,14 +104,17 @@ def test_shares_of_the_hidden_tokens() -> None:
 
 @settings(max_examples=30)
 @given(
-    st.lists(st.integers(0, 20), min_size=1, max_size=6), st.floats(0.01, 0.95), st.booleans(), st.integers(0, 99)
+    st.lists(st.integers(0, 20), min_size=1, max_size=6),
+    st.floats(0.01, 0.95),
+    st.booleans(),
+    st.integers(0, 99),
 )
 def test_special_tokens_are_never_hidden(lengths: list[int], share: float, whole: bool, seed: int) -> None:
     text = text_of(causal=False)
     ids = ordinary(lengths, seed)
     values = ids.values.clone()
     values[::3] = text.unk_id or 0
-    made, batch = hide(ids.like(values), seed, share=share, whole_word=whole)
+    _, batch = hide(ids.like(values), seed, share=share, whole_word=whole)
     labels, read = tensor(batch, "text.labels"), tensor(batch, "text.read")
     assert not set(labels.tolist()) & text.special_ids
     counts = torch.bincount(ragged(batch).rows[read], minlength=len(lengths)).tolist()
@@ -127,12 +130,16 @@ def test_a_word_is_hidden_whole() -> None:
     text = text_of(causal=False)
     ids = text.encode_texts(SENTENCES * 40)["ids"]
     rows = Ragged(torch.from_numpy(ids.values.astype(np.int64)), torch.from_numpy(ids.offsets))  # type: ignore[union-attr]
-    inner = torch.tensor([str(text.trained.id_to_token(i)).startswith("##") for i in range(text.trained.get_vocab_size())])
+    inner = torch.tensor(
+        [str(text.trained.id_to_token(i)).startswith("##") for i in range(text.trained.get_vocab_size())]
+    )
     assert inner[rows.values].any()
     for whole in (True, False):
         made = MaskedLM(column="text", length=512, whole_word=whole, share=0.3)
         made.bind(pipeline(causal=False), 0)
-        batch = made.collate({"text.ids": rows, "text.segments": torch.zeros(0)}, torch.Generator().manual_seed(0))
+        batch = made.collate(
+            {"text.ids": rows, "text.segments": torch.zeros(0)}, torch.Generator().manual_seed(0)
+        )
         hidden = torch.zeros(len(rows.values), dtype=torch.bool)
         hidden[tensor(batch, "text.read")] = True
         goes_on = inner[rows.values]
@@ -146,7 +153,8 @@ def test_a_word_is_hidden_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("piece", "goes_on"), [("Ġword", False), ("ing", True), ("7", True), (",", False), ("▁new", False), ("的", False), ("", False)]
+    ("piece", "goes_on"),
+    [("Ġword", False), ("ing", True), ("7", True), (",", False), ("▁new", False), ("的", False), ("", False)],
 )
 def test_where_a_word_goes_on_in_byte_pairs(piece: str, goes_on: bool) -> None:
     from luban.objectives.masked_lm import _goes_on
@@ -190,7 +198,13 @@ def run(folder: Path, *learnt: Any, seed: int = 3) -> Loader:
     with StoreWriter(folder, spec) as writer:
         writer.append(encoded)
     name, length, overlap, trim = learnt[0].window()
-    return Loader(Windows(Store(folder), name, length, overlap, trim), spec, batch_size=4, seed=seed, collate=[one.collate for one in learnt])
+    return Loader(
+        Windows(Store(folder), name, length, overlap, trim),
+        spec,
+        batch_size=4,
+        seed=seed,
+        collate=[one.collate for one in learnt],
+    )
 
 
 def test_what_is_hidden_is_drawn_anew_each_epoch_and_is_a_function_of_epoch_and_batch(tmp_path: Path) -> None:
@@ -202,7 +216,10 @@ def test_what_is_hidden_is_drawn_anew_each_epoch_and_is_a_function_of_epoch_and_
 
     def batch(where: tuple[int, int]) -> list[list[int]]:
         found = loader.load(rows, where)
-        return [ragged(found).values.tolist(), *(tensor(found, f"text.{key}").tolist() for key in ("read", "labels", "segments"))]
+        return [
+            ragged(found).values.tolist(),
+            *(tensor(found, f"text.{key}").tolist() for key in ("read", "labels", "segments")),
+        ]
 
     assert batch((1, 2)) == batch((1, 2))
     assert batch((1, 2)) != batch((2, 2))
@@ -215,8 +232,14 @@ def test_what_is_hidden_is_drawn_anew_each_epoch_and_is_a_function_of_epoch_and_
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"masked": 0.8, "random": 0.3}, r"masked 0.8 and random 0.3 are shares of the chosen tokens, and add up to more than 1"),
-        ({"length": 80}, r"length is 80, and the model takes 64 positions; lower it, or raise model.max_positions"),
+        (
+            {"masked": 0.8, "random": 0.3},
+            r"masked 0.8 and random 0.3 are shares of the chosen tokens, and add up to more than 1",
+        ),
+        (
+            {"length": 80},
+            r"length is 80, and the model takes 64 positions; lower it, or raise model.max_positions",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], sentence: str) -> None:
@@ -252,7 +275,7 @@ def halves(made: NextSentence, batch: Batch) -> list[tuple[list[int], list[int]]
 def test_half_of_the_pairs_come_from_elsewhere() -> None:
     false = total = 0
     for seed in range(40):
-        ids, made, batch = numbered(16)
+        _, made, batch = numbered(16)
         batch = made.collate(batch, torch.Generator().manual_seed(seed))
         labels = tensor(batch, "next_sentence.index").tolist()
         for i, ((first, second), label) in enumerate(zip(halves(made, batch), labels, strict=True)):
@@ -270,14 +293,18 @@ def test_half_of_the_pairs_come_from_elsewhere_in_small_batches_too(rows: int) -
     labels = []
     for seed in range(400):
         _, made, batch = numbered(rows)
-        labels += tensor(made.collate(batch, torch.Generator().manual_seed(seed)), "next_sentence.index").tolist()
+        labels += tensor(
+            made.collate(batch, torch.Generator().manual_seed(seed)), "next_sentence.index"
+        ).tolist()
     assert sum(labels) / len(labels) == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / len(labels)))
 
 
 def test_a_row_alone_has_nobody_to_exchange_with() -> None:
     for seed in range(8):
         _, made, batch = numbered(1)
-        assert tensor(made.collate(batch, torch.Generator().manual_seed(seed)), "next_sentence.index").tolist() == [0]
+        assert tensor(
+            made.collate(batch, torch.Generator().manual_seed(seed)), "next_sentence.index"
+        ).tolist() == [0]
 
 
 def test_order() -> None:
@@ -294,7 +321,7 @@ def test_order() -> None:
 
 
 def test_a_text_is_cut_where_a_sentence_ends() -> None:
-    ids, made, batch = numbered(4)
+    _, made, batch = numbered(4)
     assert made._ends is not None
     made._ends[torch.tensor([1008, 2012, 3009, 3010])] = True
     pairs = halves(made, made.collate(batch, torch.Generator().manual_seed(0)))
@@ -303,7 +330,11 @@ def test_a_text_is_cut_where_a_sentence_ends() -> None:
 
 
 @settings(max_examples=25)
-@given(st.lists(st.integers(0, 61), min_size=1, max_size=8), st.sampled_from(["next", "order"]), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 61), min_size=1, max_size=8),
+    st.sampled_from(["next", "order"]),
+    st.integers(0, 99),
+)
 def test_no_pair_is_longer_than_its_length(lengths: list[int], pairs: Any, seed: int) -> None:
     made = NextSentence(column="text", length=64, pairs=pairs)
     made.bind(pipeline(causal=False), 64)
@@ -337,7 +368,9 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_for_its_perplexity(
     module = model.build(spec).eval()
     size = text_of(causal).trained.get_vocab_size()
     zeros = torch.zeros(size, 4)
-    monkeypatch.setattr("luban.models._core.Vocabulary.forward", lambda self, states: Projection(states[:, :4], zeros))
+    monkeypatch.setattr(
+        "luban.models._core.Vocabulary.forward", lambda self, states: Projection(states[:, :4], zeros)
+    )
     speaker = Speaker(module, whole, spec, torch.device("cpu"))
     ids = text_of(causal).encode_texts(SENTENCES)["ids"]
     scores = speaker.score(ids, SENTENCES)  # type: ignore[arg-type]
@@ -360,5 +393,7 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_for_its_perplexity(
 
 
 def test_the_facts_are_those_of_the_sentences() -> None:
-    assert FACTS["label"].field == Field("label", "category", "target", "int64", size=3, output="logits", width=3)
+    assert FACTS["label"].field == Field(
+        "label", "category", "target", "int64", size=3, output="logits", width=3
+    )
     assert Section("objectives").parse("causal_lm").type == "causal_lm"

@@ -147,7 +147,9 @@ print(run)
 """
 
 
-def kill(recipe: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+def kill(
+    recipe: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
     """Kill runs at random instants, let the last one end, and compare all with the one that was not disturbed."""
     monkeypatch.setenv("LUBAN_CACHE", str(tmp_path / "cache"))  # empty: kills meet the preparation too
     started = time.monotonic()

@@ -66,7 +66,9 @@ def test_what_was_imported_comes_back(kind: str, head: str, tmp_path: Path, luba
     if kind in ("llama", "qwen2"):
         assert reader.chat_template == TEMPLATE
         messages = [{"role": "user", "content": "hello"}]
-        assert reader.apply_chat_template(messages, tokenize=False) == tokenizer.apply_chat_template(messages, tokenize=False)
+        assert reader.apply_chat_template(messages, tokenize=False) == tokenizer.apply_chat_template(
+            messages, tokenize=False
+        )
     for role in ("pad", "eos", "bos", "mask"):
         if (expected := getattr(tokenizer, f"{role}_token_id")) is not None:
             assert getattr(reader, f"{role}_token_id") == expected, role
@@ -80,7 +82,10 @@ def test_the_auto_classes_find_it(auto: str, tmp_path: Path, luban: Luban) -> No
     made = getattr(transformers, auto).from_pretrained(tmp_path / "back")
     assert type(made).__name__ == ("Qwen2Model" if auto == "AutoModel" else "Qwen2ForCausalLM")
     if auto == "AutoModelForCausalLM":
-        assert made.generation_config.eos_token_id == transformers.AutoTokenizer.from_pretrained(tmp_path / "back").eos_token_id
+        assert (
+            made.generation_config.eos_token_id
+            == transformers.AutoTokenizer.from_pretrained(tmp_path / "back").eos_token_id
+        )
 
 
 # --- what was trained here ----------------------------------------------------------------------------------
@@ -105,17 +110,27 @@ TARGETS: dict[str, Any] = {
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.csv"
     words = ["good", "bad", "fine", "poor", "鲁班", "工具"]
+    cities = ["北京", "Paris", "Lyon"]
     lines = ["text,yes,city,tags,price,stars"]
     for i in range(60):
         text = " ".join(words[(i * k + k) % 6] for k in range(1, 5))
-        lines.append(f"{text},{'yes' if i % 3 else 'no'},{'北京 Paris Lyon'.split()[i % 3]},{'a;b' if i % 2 else 'b;c'},{1000 + 37 * i},{i % 5}")
+        lines.append(
+            f"{text},{'yes' if i % 3 else 'no'},{cities[i % 3]},{'a;b' if i % 2 else 'b;c'},{1000 + 37 * i},{i % 5}"
+        )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def trained(luban: Luban, rows: Path, folder: Path, model: dict[str, Any], targets: dict[str, Any], **more: Any) -> Path:
+def trained(
+    luban: Luban, rows: Path, folder: Path, model: dict[str, Any], targets: dict[str, Any], **more: Any
+) -> Path:
     recipe = {
-        "data": {"train": str(rows), "inputs": {"text": {"type": "text", "vocabulary": 300, "min_count": 1}}, "targets": targets, **more.pop("data", {})},
+        "data": {
+            "train": str(rows),
+            "inputs": {"text": {"type": "text", "vocabulary": 300, "min_count": 1}},
+            "targets": targets,
+            **more.pop("data", {}),
+        },
         "model": model,
         "train": {"steps": 3, "batch_size": 16, "optimizer": {"type": "adamw", "learning_rate": 0.01}},
         **more,
@@ -131,7 +146,9 @@ def trained(luban: Luban, rows: Path, folder: Path, model: dict[str, Any], targe
 def test_a_model_of_ours(model: str, target: str, rows: Path, tmp_path: Path, luban: Luban) -> None:
     ours = trained(luban, rows, tmp_path, MODELS[model], {target: TARGETS[target]})
     if target == "price" and model in ("gpt2", "llama"):
-        assert f"transformers' '{model}' has no bias that could bring 'price' back to its unit" in last_line(luban, "export", ours, "-o", tmp_path / "out")
+        assert f"transformers' '{model}' has no bias that could bring 'price' back to its unit" in last_line(
+            luban, "export", ours, "-o", tmp_path / "out"
+        )
         return
     drift_of(luban, ours, tmp_path / "out")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
@@ -166,12 +183,16 @@ def test_a_causal_model_of_ours(model: str, rows: Path, tmp_path: Path, luban: L
     assert theirs.generation_config.eos_token_id == reader.eos_token_id
     ids = torch.tensor([ids_of(reader, "good bad")])
     with torch.no_grad():
-        going_on = theirs.generate(ids, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]
+        going_on = theirs.generate(
+            ids, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(ids)
+        )[0, ids.shape[1] :]
     (found,) = load(ours).predict([{"text": "good bad"}], generation={"max_tokens": 6, "temperature": 0.0})
     assert found["completion"] == reader.decode(going_on, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize(("model", "pairs"), [("bert", False), ("bert", True), ("roberta", False), ("distilbert", False)])
+@pytest.mark.parametrize(
+    ("model", "pairs"), [("bert", False), ("bert", True), ("roberta", False), ("distilbert", False)]
+)
 def test_a_masked_model_of_ours(model: str, pairs: bool, rows: Path, tmp_path: Path, luban: Luban) -> None:
     objective = [{"type": "masked_lm"}, *([{"type": "next_sentence"}] if pairs else [])]
     ours = trained(luban, rows, tmp_path, MODELS[model], {}, objective=objective)
@@ -191,7 +212,9 @@ def test_a_masked_model_of_ours(model: str, pairs: bool, rows: Path, tmp_path: P
 
 def test_what_the_files_cannot_do_is_said(rows: Path, tmp_path: Path, luban: Luban) -> None:
     clean = {"data": {"clean": [{"type": "text", "lowercase": True}]}}
-    ours = trained(luban, rows, tmp_path, MODELS["bert"], {"yes": {"type": "binary", "threshold": 0.7}}, **clean)
+    ours = trained(
+        luban, rows, tmp_path, MODELS["bert"], {"yes": {"type": "binary", "threshold": 0.7}}, **clean
+    )
     ran = luban("export", ours, "-o", tmp_path / "out")
     assert ran.code == 0, ran.err
     assert "the artefact cleans rows (text), and transformers does not: clean them before" in ran.err
@@ -220,13 +243,19 @@ def test_what_the_files_cannot_hold_is_refused(case: str, rows: Path, tmp_path: 
 def test_where_it_goes(rows: Path, tmp_path: Path, luban: Luban, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained(luban, rows, tmp_path, MODELS["bert"], {"yes": "binary"})
-    assert "received format 'hff'; formats are hf" in last_line(luban, "export", "ours", "-o", "out", "--format", "hff")
+    assert "received format 'hff'; formats are hf" in last_line(
+        luban, "export", "ours", "-o", "out", "--format", "hff"
+    )
     drift_of(luban, Path("ours"), Path("out"))
     assert "'out' is there already" in last_line(luban, "export", "ours", "-o", "out")
     assert luban("export", "ours", "-o", "out", "--force").code == 0
-    assert "'ours' holds other files, which are left alone" in last_line(luban, "export", "ours", "-o", "ours", "--force")
+    assert "'ours' holds other files, which are left alone" in last_line(
+        luban, "export", "ours", "-o", "ours", "--force"
+    )
     Path("out/notes.txt").write_text("mine")
-    assert "'out' holds other files, which are left alone" in last_line(luban, "export", "ours", "-o", "out", "--force")
+    assert "'out' holds other files, which are left alone" in last_line(
+        luban, "export", "ours", "-o", "out", "--force"
+    )
 
 
 def test_without_transformers_the_files_are_written_and_not_compared(

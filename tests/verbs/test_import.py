@@ -25,7 +25,10 @@ def test_a_model_without_a_head_embeds_texts(kind: str, tmp_path: Path, luban: L
     ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--json")
     assert ran.code == 0, ran.err
     answer = json.loads(ran.out)
-    assert (answer["task"], answer["model"]) == ("embedding", "bert" if kind in ("roberta", "distilbert") else kind)
+    assert (answer["task"], answer["model"]) == (
+        "embedding",
+        "bert" if kind in ("roberta", "distilbert") else kind,
+    )
     assert "new weights" not in ran.err
     for row, found in zip(TEXTS, load(tmp_path / "ours").predict(ROWS), strict=True):
         assert list(found) == ["embedding"]
@@ -47,7 +50,9 @@ def test_what_sentence_transformers_writes_beside_a_model_is_followed(tmp_path: 
     """How states are pooled, and how much of a text is read."""
     model, tokenizer = publish(tmp_path / "theirs", "bert")
     (tmp_path / "theirs" / "1_Pooling").mkdir()
-    (tmp_path / "theirs" / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    (tmp_path / "theirs" / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_cls_token": True})
+    )
     (tmp_path / "theirs" / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10}))
     assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
     expected = states_of(model, tokenizer, TEXTS[2], 10)
@@ -58,13 +63,31 @@ def test_what_sentence_transformers_writes_beside_a_model_is_followed(tmp_path: 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", None])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama"])
-def test_a_classifier_predicts_what_its_pipeline_does(kind: str, problem: str | None, tmp_path: Path, luban: Luban) -> None:
+def test_a_classifier_predicts_what_its_pipeline_does(
+    kind: str, problem: str | None, tmp_path: Path, luban: Luban
+) -> None:
     names = ["bad", "so-so", "good"]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}, "problem_type": problem}
+    labels = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": problem,
+    }
     model, tokenizer = publish(tmp_path / "theirs", kind, "ForSequenceClassification", **labels)
     if tokenizer.pad_token_id is None:
         model.config.pad_token_id = tokenizer.eos_token_id
-    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--column", "review", "--target", "verdict").code == 0
+    assert (
+        luban(
+            "import",
+            tmp_path / "theirs",
+            "-o",
+            tmp_path / "ours",
+            "--column",
+            "review",
+            "--target",
+            "verdict",
+        ).code
+        == 0
+    )
     found = load(tmp_path / "ours").predict([{"review": text} for text in TEXTS])
     classify = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
     for text, prediction in zip(TEXTS, found, strict=True):
@@ -88,7 +111,9 @@ def test_a_causal_model_scores_and_continues_as_there(kind: str, tmp_path: Path,
         inputs = tokenizer(row, return_tensors="pt", return_token_type_ids=False)
         with torch.no_grad():
             loss = model(**inputs, labels=inputs["input_ids"]).loss
-            ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, inputs["input_ids"].shape[1] :]
+            ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)[
+                0, inputs["input_ids"].shape[1] :
+            ]
         assert sample["text.loss"] == pytest.approx(float(loss), rel=1e-5)
         assert prediction["completion"] == tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -121,14 +146,27 @@ def test_shards(tmp_path: Path, luban: Luban) -> None:
 
 def test_an_artefact_of_an_import_is_an_artefact(tmp_path: Path, luban: Luban) -> None:
     """Every verb takes it: it needs its source no more, has a card, and can be started from."""
-    publish(tmp_path / "theirs", "bert", "ForSequenceClassification", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    publish(
+        tmp_path / "theirs",
+        "bert",
+        "ForSequenceClassification",
+        id2label={0: "no", 1: "yes"},
+        label2id={"no": 0, "yes": 1},
+    )
     assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
     shutil.move(tmp_path / "theirs", tmp_path / "gone")
     ours = tmp_path / "ours"
     assert "bert" in (ours / "README.md").read_text(encoding="utf-8")
     lineage = json.loads((ours / "lineage.json").read_text(encoding="utf-8"))
     assert list(lineage["parents"][0]["sha256"]) == ["model.safetensors"]
-    lines = ["text,label", *(f"{text.replace(',', ' ')} {i},{'yes' if i % 2 else 'no'}" for i in range(30) for text in TEXTS[:2])]
+    lines = [
+        "text,label",
+        *(
+            f"{text.replace(',', ' ')} {i},{'yes' if i % 2 else 'no'}"
+            for i in range(30)
+            for text in TEXTS[:2]
+        ),
+    ]
     (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
     ran = luban("evaluate", ours, tmp_path / "rows.csv", "--resamples", "0", "--json")
     assert ran.code == 0, ran.err
@@ -136,7 +174,11 @@ def test_an_artefact_of_an_import_is_an_artefact(tmp_path: Path, luban: Luban) -
     ran = luban("predict", ours, "Measure twice.")
     assert json.loads(ran.out)["label"] in ("no", "yes")
     recipe = {
-        "data": {"train": str(tmp_path / "rows.csv"), "inputs": {"text": "text"}, "targets": {"label": "category"}},
+        "data": {
+            "train": str(tmp_path / "rows.csv"),
+            "inputs": {"text": "text"},
+            "targets": {"label": "category"},
+        },
         "model": {"type": "bert", "from": str(ours)},
         "train": {"epochs": 1, "batch_size": 16},
     }
@@ -154,7 +196,9 @@ def test_an_embedding_predicts_vectors_and_refuses_to_be_evaluated(tmp_path: Pat
     (tmp_path / "rows.csv").write_text("text,label\nYes.,a\n")
     ran = luban("evaluate", tmp_path / "ours", tmp_path / "rows.csv")
     assert ran.code == 2
-    assert ran.err.splitlines()[-1].startswith("luban: the artefact predicts no column: it makes vectors of texts")
+    assert ran.err.splitlines()[-1].startswith(
+        "luban: the artefact predicts no column: it makes vectors of texts"
+    )
 
 
 # --- what cannot be read ------------------------------------------------------------------------------------
@@ -235,7 +279,9 @@ def said(luban: Luban, *arguments: str | Path) -> str:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_read_is_said(case: str, theirs: Path, tmp_path: Path, luban: Luban, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_said(
+    case: str, theirs: Path, tmp_path: Path, luban: Luban, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(theirs / "theirs", "theirs")
     change, source, words = BAD[case]
@@ -254,17 +300,36 @@ def test_a_missing_shard(tmp_path: Path, luban: Luban) -> None:
 
 
 def test_a_regression_has_no_unit(tmp_path: Path, luban: Luban) -> None:
-    publish(tmp_path / "theirs", "bert", "ForSequenceClassification", id2label={0: "LABEL_0"}, label2id={"LABEL_0": 0})
-    assert "is a regression model, whose numbers have no unit" in said(luban, "import", tmp_path / "theirs", "-o", tmp_path / "ours")
+    publish(
+        tmp_path / "theirs",
+        "bert",
+        "ForSequenceClassification",
+        id2label={0: "LABEL_0"},
+        label2id={"LABEL_0": 0},
+    )
+    assert "is a regression model, whose numbers have no unit" in said(
+        luban, "import", tmp_path / "theirs", "-o", tmp_path / "ours"
+    )
 
 
-@pytest.mark.parametrize(("type_", "words"), [("gpt2", "holds a model of type 'bert', and 'gpt2' reads gpt2; take type 'bert'"), ("bert", "")])
-def test_a_recipe_that_starts_from_another_family(type_: str, words: str, theirs: Path, tmp_path: Path, luban: Luban) -> None:
+@pytest.mark.parametrize(
+    ("type_", "words"),
+    [("gpt2", "holds a model of type 'bert', and 'gpt2' reads gpt2; take type 'bert'"), ("bert", "")],
+)
+def test_a_recipe_that_starts_from_another_family(
+    type_: str, words: str, theirs: Path, tmp_path: Path, luban: Luban
+) -> None:
     recipe = {
-        "data": {"train": str(tmp_path / "rows.csv"), "inputs": {"text": "text"}, "targets": {"label": "category"}},
+        "data": {
+            "train": str(tmp_path / "rows.csv"),
+            "inputs": {"text": "text"},
+            "targets": {"label": "category"},
+        },
         "model": {"type": type_, "from": str(theirs / "theirs")},
     }
-    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(f"text {i},{'ab'[i % 2]}" for i in range(60)))
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "\n".join(f"text {i},{'ab'[i % 2]}" for i in range(60))
+    )
     (tmp_path / "r.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     if words:
         assert words in said(luban, "check", tmp_path / "r.yaml")
@@ -275,25 +340,35 @@ def test_a_recipe_that_starts_from_another_family(type_: str, words: str, theirs
 # --- where it goes ------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_stays(theirs: Path, tmp_path: Path, luban: Luban, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_stays(
+    theirs: Path, tmp_path: Path, luban: Luban, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     source = theirs / "theirs"
     Path("empty").mkdir()
     assert luban("import", source, "-o", "empty").code == 0
-    assert "'empty' is there already; name another place with -o, or replace it with --force" in said(luban, "import", source, "-o", "empty")
+    assert "'empty' is there already; name another place with -o, or replace it with --force" in said(
+        luban, "import", source, "-o", "empty"
+    )
     assert luban("import", source, "-o", "empty", "--pool", "max", "--force").code == 0
     Path("photos").mkdir()
     Path("photos/mine.jpg").write_text("x")
     for force in ((), ("--force",)):
-        assert "'photos' holds other files, which are left alone" in said(luban, "import", source, "-o", "photos", *force)
+        assert "'photos' holds other files, which are left alone" in said(
+            luban, "import", source, "-o", "photos", *force
+        )
     assert Path("photos/mine.jpg").read_text() == "x"
     Path("file").write_text("x")
-    assert "'file' is a file; name another place with -o" in said(luban, "import", source, "-o", "file", "--force")
+    assert "'file' is a file; name another place with -o" in said(
+        luban, "import", source, "-o", "file", "--force"
+    )
 
 
 def test_an_artefact_is_not_imported_again(theirs: Path, tmp_path: Path, luban: Luban) -> None:
     assert luban("import", theirs / "theirs", "-o", tmp_path / "ours").code == 0
-    assert "is an artefact already; every verb takes it as it is" in said(luban, "import", tmp_path / "ours", "-o", tmp_path / "again")
+    assert "is an artefact already; every verb takes it as it is" in said(
+        luban, "import", tmp_path / "ours", "-o", tmp_path / "again"
+    )
 
 
 @pytest.mark.data

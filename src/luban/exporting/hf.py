@@ -197,7 +197,9 @@ def _unit(target: str, processor: Processor) -> tuple[float, float]:
 def _counting_from_padding(tensors: dict[str, Tensor], pad: int | None) -> dict[str, Tensor]:
     """Return RoBERTa's tensors with the table of positions where transformers looks: behind the number of the padding."""
     if pad is None:
-        raise InputError("RoBERTa counts positions from its padding token, and this artefact's tokenizer has none")
+        raise InputError(
+            "RoBERTa counts positions from its padding token, and this artefact's tokenizer has none"
+        )
     found = dict(tensors)
     for name, table in tensors.items():
         if name.endswith("embeddings.position_embeddings.weight"):
@@ -224,12 +226,12 @@ def _write_tokenizer(text: Text, model: Language, folder: Path, *, speaks: bool)
         # A text that is to be continued has no end; one that is classified is read at it.
         from tokenizers import Tokenizer, processors
 
-        before, after = ([(text.trained.id_to_token(i), i) for i in part] for part in text.frame)
-        after.append((text.trained.id_to_token(closing), closing))
-        template = " ".join([*(name for name, _ in before), "$A", *(name for name, _ in after)])
+        before, after = text.frame
+        spelt = {i: str(text.trained.id_to_token(i)) for i in (*before, *after, closing)}
+        template = [*(spelt[i] for i in before), "$A", *(spelt[i] for i in (*after, closing))]
         tokenizer = Tokenizer.from_str(written)
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=[*{*before, *after}]
+            single=" ".join(template), special_tokens=[(name, i) for i, name in spelt.items()]
         )
         written = tokenizer.to_str()
     (folder / "tokenizer.json").write_text(written, encoding="utf-8")
@@ -244,7 +246,9 @@ def _write_tokenizer(text: Text, model: Language, folder: Path, *, speaks: bool)
     }
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.max_positions if speaks else min(model.max_positions, text.max_length or model.max_positions),
+        "model_max_length": model.max_positions
+        if speaks
+        else min(model.max_positions, text.max_length or model.max_positions),
         "clean_up_tokenization_spaces": False,
         **{name: text.trained.id_to_token(i) for name, i in names.items() if i is not None},
     }
@@ -269,12 +273,17 @@ def _drift(
     encoder.keep_states = True
     speaks = encoder.language is not None
     worst = 0.0
-    cleaned = predictor.clean(frame_of([one["row"] for one in artefact.sample])) if artefact.sample else {column: []}
-    for row, cell in zip(artefact.sample, cleaned[column], strict=True):
+    rows = [one["row"] for one in artefact.sample]
+    cells = predictor.clean(frame_of(rows))[column].to_list() if rows else []
+    for row, cell in zip(rows, cells, strict=True):
         value = str(cell or "")
         if isinstance(text, Chat):
-            value = dump(read(row["row"][column]))
-        flat = text.encode_texts([value]) if isinstance(text, Chat) else text.encode_texts([value], end=False if speaks else None)
+            value = dump(read(row[column]))
+        flat = (
+            text.encode_texts([value])
+            if isinstance(text, Chat)
+            else text.encode_texts([value], end=False if speaks else None)
+        )
         ids = flat["ids"].values.tolist()  # type: ignore[union-attr]
         if not ids:
             continue

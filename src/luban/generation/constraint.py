@@ -1,6 +1,6 @@
 """Texts that follow a JSON schema or a regular expression, by `llguidance`: at each step it says which tokens may follow.
 
-The package is the optional extra ``constraint``; it is imported when the first constraint is made.
+The package is the optional extra ``constrain``; it is imported when the first constraint is made.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _library() -> Any:
         import llguidance
     except ImportError:
         raise MissingError(
-            "json_schema and regex need the package llguidance: pip install 'luban[constraint]'"
+            "json_schema and regex need the package llguidance: pip install 'luban[constrain]'"
         ) from None
     return llguidance
 

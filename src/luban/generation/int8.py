@@ -1,4 +1,4 @@
-"""A language model with int8 weights: a quarter of the memory, and nearly four times the tokens a second where a CPU reads them.
+"""A language model with int8 weights: a quarter of the memory, and about three times the tokens a second where a CPU reads them.
 
 Only weights are rounded, each row by a scale of its own; what flows between them stays in fp32.
 """

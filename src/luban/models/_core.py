@@ -26,6 +26,7 @@ from luban.errors import DataError
 from luban.models._attention import Plan, attend, plan
 from luban.models._kernels import add_norm
 from luban.models._layers import Activation, Dropout, activation_of
+from luban.models._products import alike, product
 
 __all__ = ["Block", "Core", "Projection", "Rope", "Shape", "Vocabulary", "rotate"]
 
@@ -390,7 +391,7 @@ class Core(nn.Module):
         self, block: nn.Module, x: Tensor, step: Step, layer: int, read: tuple[Tensor, Any] | None
     ) -> Tensor:
         if self.shape.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, step, layer, read, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(block, x, step, layer, read, use_reentrant=False, context_fn=alike)  # type: ignore[no-any-return]
         return block(x, step, layer, read)  # type: ignore[no-any-return]
 
     def _short(self, inputs: Ragged, read: Tensor) -> Plan | None:
@@ -449,18 +450,21 @@ class Projection:
 
     def total(self, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross entropy summed over the states, a scalar, given the true tokens (M,)."""
-        # PyTorch's own makes all logits at once where labels are smoothed.
         large = len(labels) * len(self.weight) > LOGITS and not label_smoothing
-        if large and hasattr(F, "linear_cross_entropy"):
-            result: Tensor = F.linear_cross_entropy(
-                self.states,
-                self.weight,
-                labels,
-                linear_bias=self.bias,
-                reduction="sum",
-                options=torch.nn.LinearCrossEntropyOptions(),
-            )
-            return result
+        if large and torch.is_grad_enabled():
+            if self.states.device.type == "cpu" and not torch._C._are_functorch_transforms_active():
+                total: Tensor = _Total.apply(self.states, self.weight, self.bias, labels)  # type: ignore[no-untyped-call]
+                return total
+            if hasattr(F, "linear_cross_entropy"):  # makes all logits at once where labels are smoothed
+                result: Tensor = F.linear_cross_entropy(
+                    self.states,
+                    self.weight,
+                    labels,
+                    linear_bias=self.bias,
+                    reduction="sum",
+                    options=torch.nn.LinearCrossEntropyOptions(),
+                )
+                return result
         return self.losses(labels, label_smoothing).sum()
 
     def losses(self, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -473,7 +477,16 @@ class Projection:
             parts = [_losses(x, self.weight, self.bias, y, label_smoothing) for x, y in chunks]
         else:  # logits are made again for the gradient
             parts = [
-                checkpoint(_losses, x, self.weight, self.bias, y, label_smoothing, use_reentrant=False)
+                checkpoint(
+                    _losses,
+                    x,
+                    self.weight,
+                    self.bias,
+                    y,
+                    label_smoothing,
+                    use_reentrant=False,
+                    context_fn=alike,
+                )
                 for x, y in chunks
             ]
         return torch.cat(parts)
@@ -484,6 +497,51 @@ def _losses(
 ) -> Tensor:
     logits = F.linear(states, weight, bias).float()
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+
+
+class _Total(torch.autograd.Function):
+    """The summed cross entropy over a large vocabulary, whose gradients are made together with it, chunk by chunk.
+
+    Logits are made once and never kept: three products, as with logits that are kept, where making them again takes four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        of_states, of_weight, of_bias = ctx.needs_input_grad[:3]
+        half = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if half else states.dtype
+        rows = max(1, LOGITS // len(weight))
+        with torch.autocast("cpu", enabled=False):
+            matrix = weight.detach().to(dtype)
+            d_states = torch.empty_like(states) if of_states else None
+            d_weight = torch.zeros_like(weight) if of_weight else None
+            d_bias = torch.zeros_like(bias) if of_bias and bias is not None else None
+            total = states.new_zeros((), dtype=torch.float32)
+            places = zip(states.detach().to(dtype).split(rows), labels.split(rows), strict=True)
+            for i, (x, y) in enumerate(places):
+                logits = product(x, matrix).float()
+                logits = logits if bias is None else logits.add_(bias)
+                truth = logits.gather(1, y[:, None])
+                top = logits.amax(1, keepdim=True)
+                d_logits = logits.softmax(1)
+                # The likeliest token has 1 / Σ exp(logit - top).
+                total += (top - truth - d_logits.amax(1, keepdim=True).log()).sum()
+                d_logits.scatter_add_(1, y[:, None], d_logits.new_full((len(y), 1), -1.0))
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0)
+                d_logits = d_logits.to(dtype)
+                if d_states is not None:
+                    d_states[i * rows : (i + 1) * rows] = product(d_logits, matrix.T)
+                if d_weight is not None:
+                    d_weight += product(d_logits.T, x.T)
+        ctx.save_for_backward(d_states, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        parts = (None if part is None else part * gradient for part in ctx.saved_tensors)
+        return *parts, None
 
 
 class Vocabulary(nn.Module):

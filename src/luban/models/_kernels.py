@@ -232,7 +232,14 @@ def _build_now() -> _Choice:
 
 def _load(place: _Place) -> _Choice:
     library = ctypes.CDLL(str(place.library))
-    for name in ("attention_forward", "attention_backward", "norm_forward", "norm_backward", "decode_step", "few_products"):
+    for name in (
+        "attention_forward",
+        "attention_backward",
+        "norm_forward",
+        "norm_backward",
+        "decode_step",
+        "few_products",
+    ):
         getattr(library, name).restype = None
     library.vectors.restype = ctypes.c_char_p
     version = re.search(r"\d+\.\d+", place.about.read_text("utf-8")) if place.about.exists() else None

@@ -134,7 +134,7 @@ class Language(Family):
                 said.append(f"{column}: {shown}, for model type '{self.type}'")
         if len(texts) > 1 and not self.CAUSAL:
             self._require_ends([*texts], data)
-        return said
+        return said + super().complete(data)
 
     def _require_ends(self, texts: list[str], data: Data) -> None:
         """Refuse a pair whose texts nothing would part."""
@@ -166,17 +166,23 @@ class Language(Family):
         }
         return usual if self.from_ is None else {**usual, "epochs": 3}
 
-    def portable(self) -> Language:
+    def portable(self) -> Self:
         """Return the options of the module as built: sizes are written out, so that no other directory is needed."""
-        return self.model_copy(update={"from_": None})
+        return super().portable().model_copy(update={"from_": None})
 
     def load_pretrained(self, module: nn.Module) -> list[str]:
         """Copy the weights of `from` into a new module; return what was not there and starts anew."""
+        own = [] if self.from_ is None else self.load_part(encoder_of(module))
+        return own + super().load_pretrained(module)
+
+    def load_part(self, encoder: Encoder) -> list[str]:
+        """Copy the weights of `from` into an encoder."""
         if self.from_ is None:
             return []
         from luban.models.interop import load_into
 
-        return load_into(self, encoder_of(module), Path(self.from_))
+        assert isinstance(encoder, LanguageEncoder)
+        return load_into(self, encoder, Path(self.from_))
 
     def encoder(self, name: str, field: Field) -> Encoder | None:
         """Read texts."""

@@ -36,7 +36,7 @@ from luban.models._encoders import (
     is_sequence,
 )
 from luban.models._layers import Activation, Count, Init, Rate, dense, initialise, per_layer
-from luban.recipe import Component, Section
+from luban.recipe import Component, Data, Section
 
 __all__ = ["TOKENS", "Family", "Network", "module_key"]
 
@@ -156,6 +156,38 @@ class Family(Model):
             if not isinstance(other, Family):
                 raise ValueError(f"encoders.{column}: type '{other.type}' cannot read a single column")
         return self
+
+    def complete(self, data: Data) -> list[str]:
+        """Let the families of single columns fill in what they need; see `Model.complete`."""
+        said: list[str] = []
+        for column, other in self._others().items():
+            if column in data.inputs:
+                alone = data.model_copy(update={"inputs": {column: data.inputs[column]}})
+                said += other.complete(alone)
+                data.inputs[column] = alone.inputs[column]
+        return said
+
+    def portable(self) -> Self:
+        """Return the options without the files that families of single columns were started from."""
+        others = {column: other.portable() for column, other in self._others().items()}
+        return self.model_copy(update={"encoders": {**self.encoders, **others}}) if others else self
+
+    def load_pretrained(self, module: nn.Module) -> list[str]:
+        """Let the families of single columns load their weights; see `Model.load_pretrained`."""
+        assert isinstance(module, Network)
+        missing: list[str] = []
+        for column, other in self._others().items():
+            part = module.encoders[module_key(column)]
+            assert isinstance(part, _Refined)
+            missing += [f"{name} of {column}" for name in other.load_part(part.encoder)]
+        return missing
+
+    def load_part(self, encoder: Encoder) -> list[str]:
+        """Give the encoder of an input the weights that the options name; return which parts start anew instead."""
+        return []
+
+    def _others(self) -> dict[str, Family]:
+        return {column: other for column, other in self.encoders.items() if isinstance(other, Family)}
 
     def encoder(self, name: str, field: Field) -> Encoder | None:
         """Return the encoder of an input that this family is made for, None for any other."""

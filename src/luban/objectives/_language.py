@@ -142,14 +142,26 @@ class LanguageObjective(Objective):
     def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Choose what is read (``column.read``) and what is to be predicted there (``column.labels``)."""
 
+    def weights(self, batch: Batch) -> Tensor | None:
+        """Return the weight of each token to be predicted, (M,), that of its row; None where all weigh 1."""
+        weight, places = batch.get("row.weight"), batch[f"{self.name}.read"]
+        if weight is None:
+            return None
+        assert isinstance(weight, Tensor)
+        assert isinstance(places, Tensor)
+        return weight[self.ids(batch).rows[places]]
+
     def count(self, batch: Batch) -> dict[str, Tensor]:
-        labels = self.labels(batch)
+        labels, weights = self.labels(batch), self.weights(batch)
+        if weights is not None:
+            return {self.name: weights.sum()}
         return {self.name: torch.tensor(float(len(labels)), device=labels.device)}
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
-        labels = self.labels(batch)
-        total = outputs[f"{self.name}.tokens"].total(labels)
-        return {self.name: Loss(total, torch.tensor(float(len(labels)), device=labels.device), self.weight)}
+        labels, weights = self.labels(batch), self.weights(batch)
+        projection = outputs[f"{self.name}.tokens"]
+        total = projection.total(labels) if weights is None else (projection.losses(labels) * weights).sum()
+        return {self.name: Loss(total, self.count(batch)[self.name], self.weight)}
 
     def describe(self, figures: Mapping[str, float]) -> dict[str, float]:
         """The perplexity, e to the mean loss."""

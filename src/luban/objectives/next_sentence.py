@@ -114,14 +114,19 @@ class NextSentence(LanguageObjective):
         """Nothing: the targets are made of the text."""
 
     def count(self, batch: Batch) -> dict[str, Tensor]:
-        truth = batch[f"{self.FIELD}.index"]
+        truth, weight = batch[f"{self.FIELD}.index"], batch.get("row.weight")
+        if weight is not None:
+            assert isinstance(weight, Tensor)
+            return {self.FIELD: weight.sum()}
         assert isinstance(truth, Tensor)
         return {self.FIELD: torch.tensor(float(len(truth)), device=truth.device)}
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
-        truth = batch[f"{self.FIELD}.index"]
+        truth, weight = batch[f"{self.FIELD}.index"], batch.get("row.weight")
         assert isinstance(truth, Tensor)
-        total = F.cross_entropy(outputs[f"{self.FIELD}.logits"], truth, reduction="sum")
+        assert weight is None or isinstance(weight, Tensor)
+        each = F.cross_entropy(outputs[f"{self.FIELD}.logits"], truth, reduction="none")
+        total = each.sum() if weight is None else (each * weight).sum()
         return {self.FIELD: Loss(total, self.count(batch)[self.FIELD], self.weight)}
 
     def describe(self, figures: Mapping[str, float]) -> dict[str, float]:

@@ -14,15 +14,27 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from luban import files
+from luban.errors import RecipeError
+from luban.models._products import available, by_onednn
 
-__all__ = ["Choice", "choose", "cores", "describe", "peak_memory_mb", "reuse_memory", "threads"]
+__all__ = [
+    "Choice",
+    "choose",
+    "choose_products",
+    "cores",
+    "describe",
+    "peak_memory_mb",
+    "reuse_memory",
+    "threads",
+]
 
 _WIDTHS = (256, 1024)
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of <malloc.h>
 _NARROW = 128  # below it, converting costs more than the product
-_GAIN = 1.3  # bf16 must be so much quicker before its rounding is worth it
+_GAIN = 1.3  # bf16 must be so much quicker before its rounding is worth it, and oneDNN before another order of sums is
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Choice:
 
     def peak(self) -> float:
         """Return floating-point operations a second of large matrix products, measured once for a machine."""
-        return _measured(self.device.type, self.precision, max(_WIDTHS))
+        return _quickest(self.device.type, self.precision, max(_WIDTHS))
 
 
 def cores() -> int:
@@ -95,44 +107,49 @@ def describe(device: torch.device) -> str:
     return f"{processor_name()}, {cores()} cores"
 
 
-def _speed(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Floating-point operations a second of the three products of a dense layer's training step."""
+def _speed(device: torch.device, arithmetic: str, width: int) -> float:
+    """Floating-point operations a second of the three products of a dense layer's training step; of one core, on a CPU."""
     rows = 1024 if device.type == "cpu" else 8192
+    dtype = torch.bfloat16 if arithmetic == "bf16" else torch.float32
     x = torch.randn(rows, width, device=device).to(dtype)
     w = torch.randn(width, width, device=device).to(dtype)
+    product = by_onednn if arithmetic == "onednn" else F.linear
+    # The time of the processor, of a single thread: neighbours take the processor away, but hardly make it slower.
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
 
     def work() -> None:
-        y = x @ w.T
-        _ = y.T @ x
-        _ = y @ w
+        y = product(x, w)
+        _ = product(y.T, x.T)
+        _ = product(y, w.T)
 
     work()
     best = float("inf")
-    for _ in range(3):
+    for _ in range(5):
         if device.type == "cuda":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 3 * 2 * rows * width * width / best
+        best = min(best, clock() - start)
+    return 3 * 2 * rows * width * width / max(best, 1e-9)
 
 
 @cache
-def _measured(device: str, precision: str, width: int) -> float:
-    """Return the speed of products of a width; measured once for a machine, then read from the cache."""
+def _measured(device: str, arithmetic: str, width: int) -> float:
+    """Return the speed of products of a width, by ``fp32`` of the BLAS, ``onednn`` or ``bf16``; measured once for a machine,
+    then read from the cache. On a CPU it is that of one core times their number."""
     where = torch.device(device)
     path = files.cache_folder() / "machine.json"
-    key = f"{describe(where)} | torch {torch.__version__} | {precision} | width {width}"
+    key = f"{describe(where)} | torch {torch.__version__} | {arithmetic} | width {width} | by core"
     try:
         known: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return float(known[key])
     except (OSError, ValueError, TypeError, KeyError):
         pass
     state = torch.get_rng_state()
-    with threads(cores()):
-        speed = _speed(where, torch.bfloat16 if precision == "bf16" else torch.float32, width)
+    with threads(1), torch.no_grad():
+        speed = _speed(where, arithmetic, width) * (cores() if device == "cpu" else 1)
     torch.set_rng_state(state)
     with suppress(OSError, ValueError, TypeError):  # a cache that cannot be written costs a moment next time
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +158,41 @@ def _measured(device: str, precision: str, width: int) -> float:
         beside.write_text(json.dumps({**known, key: speed}, indent=1), encoding="utf-8")
         beside.replace(path)
     return speed
+
+
+def _quickest(device: str, precision: str, width: int) -> float:
+    """Return the speed of products of a width in a precision, by whatever library is quicker."""
+    speed = _measured(device, precision, width)
+    if device == "cpu" and precision == "fp32" and available():
+        return max(speed, _measured(device, "onednn", width))
+    return speed
+
+
+def _nearest(width: int) -> int:
+    return min(_WIDTHS, key=lambda w: abs(w - width))
+
+
+def choose_products(asked: str, choice: Choice, width: int) -> tuple[str, str]:
+    """Choose what multiplies matrices in fp32 on a CPU, ``onednn`` or ``blas``, and say why.
+
+    Args:
+        asked: ``auto``, ``onednn`` or ``blas``.
+        choice: device and precision; elsewhere there is nothing to choose.
+        width: the narrower side of the model's widest matrix.
+
+    Raises:
+        RecipeError: if oneDNN is asked for, and this PyTorch cannot be asked to take it.
+    """
+    if asked == "onednn" and not available():
+        raise RecipeError("train.products is onednn, which this PyTorch does not have; take auto or blas")
+    if choice.device.type != "cpu" or choice.precision != "fp32":
+        return "blas", "products: none in fp32 on a CPU"
+    if asked != "auto":
+        return asked, f"products: {asked} (asked for)"
+    if width < _NARROW or not available():
+        return "blas", "products: blas"
+    gain = _measured("cpu", "onednn", _nearest(width)) / _measured("cpu", "fp32", _nearest(width))
+    return "onednn" if gain >= _GAIN else "blas", f"products: oneDNN is {gain:.1f}x as quick as the BLAS"
 
 
 def choose(device: str, precision: str, width: int) -> Choice:
@@ -153,13 +205,13 @@ def choose(device: str, precision: str, width: int) -> Choice:
     """
     cuda = torch.cuda.is_available()
     where = torch.device("cuda" if device == "cuda" or (device == "auto" and cuda) else "cpu")
-    nearest = min(_WIDTHS, key=lambda w: abs(w - width))
+    nearest = _nearest(width)
     if precision != "auto":
         picked, reason = precision, "asked for"
     elif width < _NARROW:
         picked, reason = "fp32", f"matrices of width {width} are too small for bf16 to pay"
     else:
-        gain = _measured(where.type, "bf16", nearest) / _measured(where.type, "fp32", nearest)
+        gain = _measured(where.type, "bf16", nearest) / _quickest(where.type, "fp32", nearest)
         picked = "bf16" if gain >= _GAIN else "fp32"
         reason = f"bf16 is {gain:.1f}x as quick as fp32 at width {nearest}"
     return Choice(where, picked, f"{where.type} ({describe(where)}), {picked} ({reason})")

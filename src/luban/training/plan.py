@@ -124,6 +124,10 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
     if train.precision == "auto" or train.device == "auto":
         derived.append(f"device and precision: {choice.why}")
     train.device, train.precision = cast(Any, choice.device.type), cast(Any, choice.precision)
+    products, why = machine.choose_products(train.products, choice, widest)
+    if train.products == "auto" and products == "onednn":
+        derived.append(why)
+    train.products = cast(Any, products)
     model.to(choice.device)
     if any(one.shape is not None and len(one.shape) == 3 for one in spec.fields.values()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -136,7 +140,9 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
         derived.append(f"optimizer: adamw, learning rate {cast(Optimizer, train.optimizer).learning_rate:g}")
         if train.schedule is None and "schedule" in usual:  # belongs to the optimizer's learning rate
             train.schedule = Section("schedules").parse(usual["schedule"])
-            derived.append(f"schedule: {train.schedule.type}, warm-up {cast(Schedule, train.schedule).warmup:g} of the updates")
+            derived.append(
+                f"schedule: {train.schedule.type}, warm-up {cast(Schedule, train.schedule).warmup:g} of the updates"
+            )
     if train.schedule is None:
         train.schedule = Section("schedules").parse("constant")
     optimizer = cast(Optimizer, train.optimizer)
@@ -207,6 +213,7 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
         clip=train.clip,
         ema=train.ema,
         precision=choice.precision,
+        products=products,
     )
     schedule = cast(Schedule, train.schedule).model_copy(deep=True)
     return Plan(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from luban.data.batch import Batch
+from luban.models._products import Products
 from luban.objectives._base import Loss, Objective
 
 __all__ = ["Ema", "GradientStep", "compute_losses", "count_losses"]
@@ -88,6 +89,7 @@ class GradientStep:
         clip: largest norm of the gradient.
         ema: decay of the moving average of the weights.
         precision: ``fp32`` or ``bf16`` for matrix products.
+        products: what makes them in fp32 on a CPU, ``onednn`` or ``blas``.
     """
 
     def __init__(
@@ -99,18 +101,19 @@ class GradientStep:
         clip: float | None = None,
         ema: float | None = None,
         precision: str = "fp32",
+        products: str = "blas",
     ) -> None:
         self.model, self.objectives, self.optimizer, self.clip = model, list(objectives), optimizer, clip
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.ema = Ema(model, ema) if ema is not None else None
-        self.precision = precision
+        self.precision, self.products = precision, products
         self.device = self.parameters[0].device
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return Products() if self.products == "onednn" else nullcontext()
 
     def __call__(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Make one update from these batches, which may be gone through twice.

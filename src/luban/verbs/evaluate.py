@@ -28,6 +28,7 @@ def evaluate(
     split: str | None = None,
     by: Sequence[str] = (),
     device: str = "cpu",
+    weights: str = "stored",
     resamples: int = 1000,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def evaluate(
             by what they contain.
         by: columns whose values each get figures of their own; the recipe's groups by default.
         device: ``cpu`` or ``cuda``.
+        weights: ``stored``, or ``int8`` for a causal language model.
         resamples: bootstrap resamples behind the 95 % intervals.
         console: who is told what should be known.
 
@@ -52,7 +54,7 @@ def evaluate(
     """
     console = console or Console()
     loaded = Artefact.load(artefact)
-    predictor = of_artefact(loaded, device=device)
+    predictor = of_artefact(loaded, device=device, weights=weights)
     chunks = chunks_of(data, list(predictor.pipeline.inputs))
     warnings: list[str] = []
     if split is not None:

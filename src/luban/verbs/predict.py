@@ -23,6 +23,7 @@ def predict(
     *,
     candidates: Sequence[str] = (),
     device: str = "cpu",
+    weights: str = "stored",
     batch_size: int = 256,
     on_piece: Callable[[Piece], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -34,6 +35,7 @@ def predict(
         generation: ``key=value`` options of how a language model continues a text (`luban.generation.options.Generation`).
         candidates: answers that a language model chooses from, instead of continuing.
         device: ``cpu`` or ``cuda``.
+        weights: ``stored``, or ``int8`` for a causal language model.
         batch_size: rows at a time.
         on_piece: is shown a continuation as it comes.
 
@@ -46,7 +48,7 @@ def predict(
         >>> list(predict("runs/reviews", "物流很快"))      # doctest: +SKIP
         [{'label': 'positive', ...}]
     """
-    predictor = of_artefact(Artefact.load(artefact), device=device)
+    predictor = of_artefact(Artefact.load(artefact), device=device, weights=weights)
     options = options_from(Generation, list(generation), "generation") if generation else None
     for chunk in chunks_of(data, list(predictor.pipeline.inputs)):
         yield from predictor.predict(

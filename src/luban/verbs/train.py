@@ -41,7 +41,7 @@ __all__ = ["train"]
 _SAMPLE_ROWS = 32
 _RUN = "run.json"  # in train/: what the run is, so that a restart knows its own
 # Keys of `train` that the machine decides where the recipe does not.
-_MACHINE = ("device", "precision", "threads", "kernels")
+_MACHINE = ("device", "precision", "threads", "kernels", "products")
 
 
 def train(
@@ -141,17 +141,18 @@ def _as_begun(
         )
     if begun.used == run.used:
         return plan, run
-    device, precision, threads, kernels = (begun.used[key] for key in _MACHINE)
+    device, precision, threads, kernels, products = (begun.used[key] for key in _MACHINE)
     if device == "cuda" and not torch.cuda.is_available():
         raise ArtefactError(
             f"'{target}' holds an interrupted run that began on cuda, which torch does not see here; go on where there is one, name another place with -o, or start anew with --fresh"
         )
     console.say(
-        f"going on with {device}, {precision}, {threads} threads and {kernels} kernels, with which the run began"
+        f"going on with {device}, {precision}, {threads} threads, {kernels} kernels and products by {products}, with which the run began"
     )
     same = resolved.model_copy(deep=True)
     for key in _MACHINE:
-        setattr(same.train, key, begun.used[key])
+        if begun.used[key] is not None:  # an older Luban chose less
+            setattr(same.train, key, begun.used[key])
     return make_plan(same, console.stage), replace(run, used=begun.used)
 
 

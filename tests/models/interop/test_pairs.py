@@ -35,7 +35,11 @@ def tokenizer_of(kind: str) -> Any:
     import tokenizers
 
     words = sorted({word for text in FIRST + SECOND for word in text.split()})
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if kind == "bert" else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    names = (
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        if kind == "bert"
+        else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
     unk, cls, sep = ("[UNK]", "[CLS]", "[SEP]") if kind == "bert" else ("<unk>", "<s>", "</s>")
     numbers = {word: i for i, word in enumerate([*names, *words])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token=unk))
@@ -46,7 +50,13 @@ def tokenizer_of(kind: str) -> Any:
         if kind == "bert"
         else tokenizers.processors.RobertaProcessing(special[1], special[0], add_prefix_space=False)
     )
-    roles = dict(zip(("pad", "unk", "cls", "sep", "mask") if kind == "bert" else ("cls", "pad", "sep", "unk", "mask"), names, strict=True))
+    roles = dict(
+        zip(
+            ("pad", "unk", "cls", "sep", "mask") if kind == "bert" else ("cls", "pad", "sep", "unk", "mask"),
+            names,
+            strict=True,
+        )
+    )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **{f"{role}_token": name for role, name in roles.items()}
     )
@@ -67,7 +77,11 @@ def test_a_pair_is_read_as_transformers_reads_it(kind: str, tmp_path: Path) -> N
     model = Section("models").parse({"type": "bert", "from": str(tmp_path), "pool": "first"})
     assert isinstance(model, Language)
     data = Data.model_construct(
-        inputs={name: Section("processors").parse("text") for name in ("premise", "hypothesis")}, clean=[], targets={}, groups=[], weight=None
+        inputs={name: Section("processors").parse("text") for name in ("premise", "hypothesis")},
+        clean=[],
+        targets={},
+        groups=[],
+        weight=None,
     )
     model.complete(data)
     pipeline = Pipeline.of(data)
@@ -90,7 +104,6 @@ def test_a_pair_is_read_as_transformers_reads_it(kind: str, tmp_path: Path) -> N
 
 def test_a_causal_model_keeps_every_token_of_both_texts() -> None:
     from language_case import family
-
     from luban.data.contracts import Field
 
     fields = {f"{name}.ids": Field(name, "text", "input", "int64", None, size=30) for name in "ab"}
@@ -105,7 +118,9 @@ def test_a_causal_model_keeps_every_token_of_both_texts() -> None:
 def completed(model: str, **texts: dict[str, Any]) -> dict[str, Any]:
     family = Section("models").parse({"type": model, "size": "tiny"})
     assert isinstance(family, Language)
-    data = Data.model_construct(inputs={n: Section("processors").parse({"type": "text", **o}) for n, o in texts.items()})
+    data = Data.model_construct(
+        inputs={n: Section("processors").parse({"type": "text", **o}) for n, o in texts.items()}
+    )
     family.complete(data)
     return data.inputs
 
@@ -119,7 +134,9 @@ def test_a_pair_shares_the_first_texts_tokenizer() -> None:
 
 
 def test_a_pair_that_nothing_parts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"reads a and b as one sequence.*data.inputs.a.special is false; remove the key"):
+    with pytest.raises(
+        RecipeError, match=r"reads a and b as one sequence.*data.inputs.a.special is false; remove the key"
+    ):
         completed("bert", a={"special": False}, b={})
     plain = Section("processors").parse({"type": "text", "tokens": "char", "min_count": 1})
     plain.update(pl.Series(["abc"]))  # type: ignore[attr-defined]

@@ -160,13 +160,23 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
     if family == "bert":
         options["layout"] = layout
         options["segments"] = int(config.get("type_vocab_size", 2)) if layout != "distilbert" else 0
-        for key, usual in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
+        for key, usual in (
+            ("position_embedding_type", "absolute"),
+            ("is_decoder", False),
+            ("add_cross_attention", False),
+        ):
             _refuse(found, config, key, usual)
-        if layout == "roberta":  # whose table begins with rows for padding, as many as the number of its token and one
+        if (
+            layout == "roberta"
+        ):  # whose table begins with rows for padding, as many as the number of its token and one
             options["max_positions"] = int(options["max_positions"]) - int(config.get("pad_token_id", 1)) - 1
         return options
     if family == "gpt2":
-        for key, usual in (("scale_attn_by_inverse_layer_idx", False), ("scale_attn_weights", True), ("add_cross_attention", False)):
+        for key, usual in (
+            ("scale_attn_by_inverse_layer_idx", False),
+            ("scale_attn_weights", True),
+            ("add_cross_attention", False),
+        ):
             _refuse(found, config, key, usual)
         return options
     return {**options, **_of_llama(found, config, kind)}

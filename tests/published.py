@@ -47,17 +47,29 @@ def wordpiece() -> Any:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=names, show_progress=False))
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=names, show_progress=False)
+    )
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     roles = dict(zip(("pad", "unk", "cls", "sep", "mask"), names, strict=True))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{f"{r}_token": n for r, n in roles.items()})
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{r}_token": n for r, n in roles.items()}
+    )
 
 
 def byte_pairs(kind: str) -> Any:
     """RoBERTa's, GPT-2's, Llama's and Qwen's kind."""
     special = {
-        "roberta": {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>", "cls": "<s>", "sep": "</s>"},
+        "roberta": {
+            "bos": "<s>",
+            "pad": "<pad>",
+            "eos": "</s>",
+            "unk": "<unk>",
+            "mask": "<mask>",
+            "cls": "<s>",
+            "sep": "</s>",
+        },
         "gpt2": {"eos": "<|endoftext|>", "bos": "<|endoftext|>"},
         "llama": {"bos": "<s>", "eos": "</s>", "pad": "<pad>"},
         "qwen2": {"eos": "<|im_end|>", "pad": "<|endoftext|>"},
@@ -66,21 +78,30 @@ def byte_pairs(kind: str) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=list(dict.fromkeys(special.values())), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320,
+        special_tokens=list(dict.fromkeys(special.values())),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     if kind == "roberta":
         sep, cls = (("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")))
         tokenizer.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
     elif kind == "llama":
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{f"{r}_token": n for r, n in special.items()})
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{r}_token": n for r, n in special.items()}
+    )
     if kind in ("llama", "qwen2"):
         made.chat_template = TEMPLATE
     return made
 
 
-def publish(folder: Path, kind: str, head: str = "Model", shards: str | None = None, **options: Any) -> tuple[Any, Any]:
+def publish(
+    folder: Path, kind: str, head: str = "Model", shards: str | None = None, **options: Any
+) -> tuple[Any, Any]:
     """Save a model and its tokenizer; return both.
 
     Args:
@@ -94,7 +115,14 @@ def publish(folder: Path, kind: str, head: str = "Model", shards: str | None = N
     tokenizer = byte_pairs(kind) if kind in ("roberta", "gpt2", "llama", "qwen2") else wordpiece()
     config = dict(SMALL)
     if kind == "distilbert":
-        config = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 130, "initializer_range": 0.3}
+        config = {
+            "dim": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "hidden_dim": 48,
+            "max_position_embeddings": 130,
+            "initializer_range": 0.3,
+        }
     elif kind == "gpt2":
         config = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 130, "initializer_range": 0.3}
     elif kind in ("llama", "qwen2"):
