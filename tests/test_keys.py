@@ -651,13 +651,19 @@ def test_kernels_are_those_asked_for(kernels: str, work: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("products", ["auto", "onednn", "blas"])
-def test_products_are_made_by_what_was_asked_for(products: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_made_by_what_was_asked_for(
+    products: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     speeds = {"fp32": 1.0, "onednn": 2.0, "bf16": 0.1}
     monkeypatch.setattr(machine, "_measured", lambda device, arithmetic, width: speeds[arithmetic])
     monkeypatch.setattr(machine, "available", lambda: True)
     recipe = read_yaml(RECIPE).data
     model = {"type": "mlp", "hidden": [128, 128]}
-    recipe = {**recipe, "model": model, "train": {**recipe["train"], "device": "cpu", "precision": "fp32", "products": products}}
+    recipe = {
+        **recipe,
+        "model": model,
+        "train": {**recipe["train"], "device": "cpu", "precision": "fp32", "products": products},
+    }
     plan = make_plan(load(recipe))
     assert plan.step.products == plan.recipe.train.products == ("blas" if products == "blas" else "onednn")
     assert ("products: oneDNN is 2.0x as quick as the BLAS" in plan.derived) == (products == "auto")

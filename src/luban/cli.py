@@ -55,7 +55,10 @@ Output = Annotated[str | None, typer.Option("-o", "--output", help="Where the re
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Weights = Annotated[
-    str, typer.Option(help="stored, or int8: a causal language model rounded as it is loaded, several times as fast on a CPU.")
+    str,
+    typer.Option(
+        help="stored, or int8: a causal language model rounded as it is loaded, several times as fast on a CPU."
+    ),
 ]
 
 
@@ -267,7 +270,9 @@ def predict(
     ],
     generation: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="For a language model: max_tokens=50 temperature=0.7 ..."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="For a language model: max_tokens=50 temperature=0.7 ..."
+        ),
     ] = None,
     candidate: Annotated[
         list[str] | None,
@@ -284,6 +289,12 @@ def predict(
     """Predict rows, one JSON object a line."""
     from luban import files
     from luban.verbs.predict import predict as verb
+
+    if candidate and (generation or stream):
+        raise InputError(
+            f"an answer is chosen from candidates and nothing is generated, so {'options of generation' if generation else '--stream'} "
+            "would do nothing: remove it, or the candidates"
+        )
 
     def show(piece: Any) -> None:
         sys.stderr.write(piece.text + ("\n" if piece.finish_reason else ""))
@@ -349,7 +360,14 @@ def evaluate(
 
     console = _console()
     result = verb(
-        artefact, data, split=split, by=by or [], resamples=resamples, device=device, weights=weights, console=console
+        artefact,
+        data,
+        split=split,
+        by=by or [],
+        resamples=resamples,
+        device=device,
+        weights=weights,
+        console=console,
     )
     if as_json:
         _json(_finite(result))

@@ -27,11 +27,12 @@ from luban.generation.int8 import to_int8
 from luban.generation.options import Generation
 from luban.generation.reader import Piece
 from luban.language import Speaker, speaker_of
-from luban.recipe import options_from
+from luban.recipe import Component, Section, options_from, read_yaml
 from luban.writing import Writer, writer_of
 
 __all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
 
+_SPEAKING = ("causal_lm", "masked_lm")  # objectives whose targets are the text's own tokens
 _SPOKEN = 32  # texts continued at a time: as many caches of keys and values
 _ENCODED = (
     1024  # rows encoded at a time: many, because polars has a price a call, but not a gigabyte of images
@@ -50,17 +51,19 @@ class Predictor:
         pipeline: fitted processors and cleaning.
         spec: fields of a batch.
         device: where the model is.
+        objective: what a language model was trained with, if that is known; it says how texts are measured.
     """
 
     model: nn.Module
     pipeline: Pipeline
     spec: Spec
     device: torch.device
+    objective: Component | None = None
 
     @cached_property
     def speaker(self) -> Speaker | None:
         """What the model makes of texts where tokens are its target; None for any other."""
-        return speaker_of(self.model, self.pipeline, self.spec, self.device)
+        return speaker_of(self.model, self.pipeline, self.spec, self.device, self.objective)
 
     @cached_property
     def writer(self) -> Writer | None:
@@ -127,7 +130,7 @@ class Predictor:
             texts = cleaned[self.speaker.column].to_list()
             for start in range(0, len(texts), _SPOKEN):
                 some = texts[start : start + _SPOKEN]
-                predictions += self.speaker.predict(some, options, candidates, on_piece)
+                predictions += self.speaker.predict(some, options, candidates, on_piece, start)
             return predictions
         if (generation is not None and self.writer is None) or candidates:
             raise InputError(
@@ -340,9 +343,7 @@ def _series(name: str, values: list[Any]) -> pl.Series:
         return pl.Series(name, values, dtype=pl.Object)
 
 
-def load(
-    path: str | Path, *, device: str = "cpu", weights: str = "stored", verify: bool = True
-) -> Predictor:
+def load(path: str | Path, *, device: str = "cpu", weights: str = "stored", verify: bool = True) -> Predictor:
     """Load an artefact, ready to predict.
 
     Args:
@@ -373,7 +374,9 @@ def of_artefact(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("the device is cuda, but torch sees no CUDA device here; use cpu")
     where = torch.device(device)
-    predictor = Predictor(artefact.build().to(where), artefact.pipeline, artefact.spec, where)
+    predictor = Predictor(
+        artefact.build().to(where), artefact.pipeline, artefact.spec, where, _objective_of(artefact)
+    )
     if verify:
         try:
             predictor.verify(artefact.sample, f"'{artefact.path}'")
@@ -391,3 +394,26 @@ def of_artefact(
             )
         to_int8(merge(predictor.model))
     return predictor
+
+
+def _objective_of(artefact: Artefact) -> Component | None:
+    """Return the objective over a text's own tokens that the recipe of an artefact has, None where there is none."""
+    try:
+        data = read_yaml(artefact.recipe, "recipe.yaml").data
+        entry = _spoken_in(data.get("objective") if isinstance(data, dict) else None)
+        return None if entry is None else Section("objectives").parse(entry)
+    except (LubanError, ValueError, TypeError) as error:
+        raise ArtefactError(
+            f"'{artefact.path}' is damaged: its recipe.yaml names no objective ({' '.join(str(error).split())[:120]})"
+        ) from None
+
+
+def _spoken_in(objective: Any) -> Any:
+    """Return the entry of a causal or masked language model among objectives, those that others wrap included."""
+    if isinstance(objective, list):
+        return next((found for one in objective if (found := _spoken_in(one)) is not None), None)
+    if isinstance(objective, str):
+        return objective if objective in _SPEAKING else None
+    if not isinstance(objective, dict):
+        return None
+    return objective if objective.get("type") in _SPEAKING else _spoken_in(objective.get("objective"))

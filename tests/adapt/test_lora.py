@@ -230,7 +230,13 @@ def test_an_artefact_of_any_family_is_built_again(family: str, tmp_path: Path) -
         options = {"hidden": [8]}
     if family == "huggingface":
         pytest.importorskip("transformers")
-        small = {"hidden_size": 16, "embedding_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        small = {
+            "hidden_size": 16,
+            "embedding_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+        }
         options = {"config": {"model_type": "electra", "vocab_size": 99, **small}}
     model = Section("models").parse({"type": family, **options})
     for merged in (False, True):

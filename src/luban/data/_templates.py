@@ -60,6 +60,20 @@ BUILT_IN = {
 }
 """Name → source."""
 
+_LARGEST_POWER, _LARGEST_PRODUCT, _LONGEST_RANGE = 64, 2**20, 1000
+"""What a template may compute: loops over numbers nest, and strings grow, faster than a sandbox can stop them."""
+
+
+def _counted(*bounds: int) -> range:
+    """A range of a thousand numbers at the most; templates count turns and tools with it."""
+    numbers = range(*bounds)
+    if len(numbers) > _LONGEST_RANGE:
+        raise ValueError(
+            f"a template may count to {_LONGEST_RANGE}, and this one counts {len(numbers)} numbers"
+        )
+    return numbers
+
+
 _SPECIAL = re.compile(r"<\|[^|<>\s'\"]{1,40}\|>")
 
 
@@ -174,9 +188,19 @@ def _environment() -> jinja2.Environment:
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    class Bounded(ImmutableSandboxedEnvironment):
+        """One in which a stranger's template can neither count to a billion nor fill the memory by a product."""
+
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [len(one) if isinstance(one, str | list | tuple) else abs(one) for one in (left, right)]
+            if (operator == "**" and max(sizes) > _LARGEST_POWER) or sizes[0] * sizes[1] > _LARGEST_PRODUCT:
+                raise jinja2.exceptions.SecurityError(f"a template may not compute so large a {operator}")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.globals["range"] = _counted
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)

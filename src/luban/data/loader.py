@@ -142,6 +142,9 @@ class Loader:
             generator = torch.Generator().manual_seed(self._seed(where, 3))
             for change_of in self.collate:
                 batch = change_of(batch, generator)
+            for name, one in self.spec.fields.items():
+                if one.role == "id" and one.shape is None:  # read by objectives only
+                    batch.pop(name, None)
             batch = to_device(batch, self.device)
         changes = [one for one in self.augment if one.level == "batch"]
         if changes:

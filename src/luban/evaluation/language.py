@@ -5,8 +5,10 @@ metric              meaning
 ==================  =================================================================================================
 loss                mean of minus the log of a token's probability (of the hidden tokens, for a masked model)
 perplexity          e to the loss
-bits_per_byte       bits needed for a byte of the text, whatever its tokens are; causal models only
+bits_per_byte       bits needed for a byte of what was predicted, whatever its tokens are; causal models only
 ==================  =================================================================================================
+
+The first token of a text is predicted by nothing, unless the tokenizer has one that begins texts; so its bytes do not count.
 """
 
 from __future__ import annotations
@@ -68,6 +70,9 @@ class LanguageCollector:
         metrics = {
             name: interval(float(values[name][0]), draws[name], bounds=(0.0, np.inf)) for name in values
         }
+        metrics["perplexity"] = _exponential(
+            metrics["loss"]
+        )  # so that neither end leaves what a perplexity can be
         return Measured(metrics, {"tokens": tokens, "bytes": int(whole[2])}, self.rows)
 
     @property
@@ -86,3 +91,11 @@ class LanguageCollector:
         if self.causal:
             found["bits_per_byte"] = _BITS * sums[:, 0] / np.maximum(sums[:, 2], 1)
         return found
+
+
+def _exponential(metric: Metric) -> Metric:
+    """Return e to a metric and to the ends of its interval."""
+    value, low, high = (
+        None if one is None else math.exp(min(one, 700.0)) for one in (metric.value, metric.low, metric.high)
+    )
+    return Metric(value, low, high, metric.note)

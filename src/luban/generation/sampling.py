@@ -17,6 +17,9 @@ __all__ = ["Sampler", "at_least_p", "penalised", "seen_in", "top_k", "top_p"]
 _MOST = 1024
 """Tokens that are sorted before all of them are: a nucleus is rarely larger, and a vocabulary is."""
 
+_HOTTEST = 1e300
+"""Temperature, at the most: it makes all tokens equal, and -inf over it is -inf still."""
+
 
 def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Make the tokens that a text has less probable (Keskar et al., 2019).
@@ -116,7 +119,9 @@ class Sampler:
         options = self.options
         if not options.temperature:
             return logits.argmax(1)
-        logits = logits / options.temperature
+        # From the largest logit down and in double precision: no temperature is so small that anything overflows but to -inf.
+        logits = logits.double()
+        logits = (logits - logits.amax(1, keepdim=True)) / min(options.temperature, _HOTTEST)
         if options.top_k is not None:
             logits = top_k(logits, options.top_k)
         if options.top_p is not None and options.top_p < 1:
@@ -124,7 +129,10 @@ class Sampler:
         if options.min_p is not None:
             logits = at_least_p(logits, options.min_p)
         # In double precision, and drawn on the CPU: every device takes the same token, whatever its own generators draw.
-        mass = logits.double().softmax(1).cumsum(1)
+        mass = logits.softmax(1).cumsum(1)
         draws = [torch.rand((1, 1), generator=self.generators[row], dtype=torch.float64) for row in rows]
         wanted = torch.cat(draws).to(mass.device) * mass[:, -1:]
-        return torch.searchsorted(mass, wanted, right=True).squeeze(1)
+        found = torch.searchsorted(mass, wanted, right=True)
+        # A draw next to 1 may round to the whole mass: the last token that has any is the last that can be drawn.
+        last = torch.searchsorted(mass, mass[:, -1:].contiguous())
+        return torch.minimum(found, last).squeeze(1)

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from luban.models._core import Shape
 from luban.models._language import Language, Pool
-from luban.models._layers import Activation
+from luban.models._layers import Activation, Count
 from luban.registry import register
 
 __all__ = ["Gpt2"]
@@ -33,7 +33,7 @@ class Gpt2(Language):
     CAUSAL: ClassVar = True
     HEAD_BIAS: ClassVar = False
 
-    max_positions: int = 1024
+    max_positions: Count = 1024
     """Tokens of a text, at the most."""
     pool: Pool = "last"
     """What of the states is a text's vector: a causal model has seen the whole text only at its last token."""

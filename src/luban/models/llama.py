@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field as Option
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 from torch import nn
 
 from luban.data.contracts import Field
@@ -79,6 +79,13 @@ class Llama(Language):
     """Whether the table of tokens is also what reads tokens off the states (Press and Wolf, 2017)."""
 
     NORM_QUERIES: ClassVar = False
+
+    @field_validator("rope_theta", "eps")  # unlike a constraint, it holds where a relative has another default
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not 0 < value < float("inf"):
+            raise ValueError("must be greater than 0")
+        return value
 
     @model_validator(mode="after")
     def _heads(self) -> Self:

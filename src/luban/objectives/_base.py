@@ -72,6 +72,9 @@ class Objective(Component):
     turn: ClassVar[int] = 0
     """Objectives of a lower turn change a batch first: texts are paired, then tokens are hidden."""
 
+    causal: ClassVar[bool | None] = None
+    """Whether a token may see only those before it (true), must see those behind it too (false), or it does not matter."""
+
     weight: Annotated[float, Option(gt=0)] = 1.0
     """Share in the whole, where several objectives are added."""
 

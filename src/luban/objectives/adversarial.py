@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from luban.data.batch import Batch, rows_in
 from luban.data.ragged import Ragged
 from luban.errors import RecipeError
-from luban.objectives._base import Loss, TargetFacts
+from luban.objectives._base import Loss, Objective, TargetFacts
 from luban.objectives._wrapping import Wrapping, summed
 from luban.registry import register
 
@@ -77,6 +77,13 @@ class Adversarial(Wrapping):
         return self
 
     def setup(self, targets: Mapping[str, TargetFacts]) -> None:
+        inmost = self.inner
+        while isinstance(inmost, Wrapping):
+            inmost = inmost.inner
+        if type(inmost).forward is not Objective.forward:
+            raise RecipeError(
+                f"objective adversarial: '{inmost.type}' runs the model in a way of its own, which a disturbed input would not reach whole; put adversarial around an objective such as cross_entropy or causal_lm"
+            )
         super().setup(targets)
         self._targets = frozenset(facts.name for facts in targets.values())
 

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 import torch
 
 from luban.data.batch import Batch
+from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.objectives._language import LanguageObjective
+from luban.recipe import Data
 from luban.registry import register
 
 __all__ = ["CausalLM"]
@@ -30,6 +32,17 @@ class CausalLM(LanguageObjective):
     """
 
     CHATS: ClassVar = True
+    causal: ClassVar = True
+
+    def complete(self, data: Data) -> list[str]:
+        said = super().complete(data)
+        text = data.inputs[self.name]
+        if type(text) is Text and "end" not in text.model_fields_set:
+            # Without it a model never learns where a text ends, and does not stop.
+            data.inputs[self.name] = text.model_copy(update={"end": True})
+            data.inputs[self.name].model_fields_set.add("end")
+            said.append(f"{self.name}: end true, so that the model learns to stop")
+        return said
 
     def window(self) -> Any:
         if self.chats:
@@ -43,7 +56,7 @@ class CausalLM(LanguageObjective):
         # A row's last token predicts nothing, and its first is predicted by nothing.
         read = places[places + 1 < ids.offsets[1:][ids.rows]]
         if self.chats:
-            answer = batch.pop(f"{self.name}.answer")
+            answer = batch[f"{self.name}.answer"]
             assert isinstance(answer, Ragged)
             read = read[answer.values[read + 1] > 0]
         batch[f"{self.name}.read"] = read

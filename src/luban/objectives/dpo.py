@@ -64,6 +64,7 @@ class DPO(Objective):
     label_smoothing: Annotated[float, Option(ge=0, lt=0.5)] = 0.0
     """Share of the pairs that are taken to be the wrong way round ('conservative DPO', Mitchell, 2023); for sigmoid."""
 
+    causal: ClassVar = True
     PART: ClassVar = "dpo"
     _FIGURES: ClassVar = ("accuracy", "margin")
 
@@ -134,7 +135,7 @@ class DPO(Objective):
         places, labels, rows = [], [], []
         before = first = 0
         for column in (self.chosen, self.rejected):
-            ids, answer = _ragged(batch, f"{column}.ids"), batch.pop(f"{column}.answer")
+            ids, answer = _ragged(batch, f"{column}.ids"), batch[f"{column}.answer"]
             assert isinstance(answer, Ragged)
             place = answer.values.nonzero().squeeze(1)
             place = place[place > ids.offsets[ids.rows[place]]]  # a first token is predicted by nothing

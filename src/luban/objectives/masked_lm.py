@@ -33,6 +33,7 @@ class MaskedLM(LanguageObjective):
     """
 
     turn: ClassVar = 1
+    causal: ClassVar = False
 
     share: Annotated[float, Option(gt=0, lt=1)] = 0.15
     """Share of a text's tokens that are chosen; at least one."""

@@ -29,15 +29,16 @@ class NextSentence(LanguageObjective):
     """Cross entropy of a yes or no: is the second part of a pair what follows the first?
 
     Each text is cut in two at the end of a sentence near its middle. For half of the pairs, `next` takes the second part from
-    another document of the batch, and `order` (easier to learn from, Lan et al., 2020) swaps the two parts. Stands beside
-    `masked_lm` in a list of objectives: pairs are made first, then tokens are hidden.
+    another text of the batch, and `order` (Lan et al., 2020) swaps the two parts. With `next`, second parts are cut to the length
+    of the shorter of the two that could stand there. Stands beside `masked_lm` in a list of objectives: pairs are made first, then
+    tokens are hidden.
 
     Example:
         >>> NextSentence(pairs="order").pairs
         'order'
     """
 
-    per_example: ClassVar[bool] = True
+    causal: ClassVar = False
 
     pairs: Literal["next", "order"] = "next"
     """What a false pair is: a second part from elsewhere, or the two parts in the wrong order."""
@@ -72,25 +73,24 @@ class NextSentence(LanguageObjective):
     def collate(self, batch: Batch, generator: torch.Generator) -> Batch:
         assert self._ends is not None
         assert self.length is not None
-        rows = self.ids(batch).unbind()
-        halves = [self._halves(row, generator) for row in rows]
-        false = torch.rand(len(rows), generator=generator) < 0.5
-        some = torch.tensor([len(second) > 0 for _, second in halves], dtype=torch.bool)
-        false &= some
-        chosen = false.nonzero().squeeze(1)
-        partner = dict(zip(chosen.tolist(), chosen.roll(1).tolist(), strict=True))
-        if self.pairs == "next" and len(chosen) == 1:  # nobody to exchange with: it borrows from another row
-            only = int(chosen)
-            others = [i for i in some.nonzero().squeeze(1).tolist() if i != only]
-            partner = {only: others[only % len(others)]} if others else {}
-            false[only] = bool(others)
+        halves = [self._halves(row, generator) for row in self.ids(batch).unbind()]
+        # Each text that can be parted has a partner. Whichever second part is taken, it is cut to the shorter of both, since a
+        # pair that could be told by its length would teach the model nothing.
+        able = [i for i, (_, second) in enumerate(halves) if len(second)]
+        partner = dict(zip(able, able[1:] + able[:1], strict=True))
+        false = torch.zeros(len(halves), dtype=torch.bool)
+        if self.pairs == "order" or len(able) > 1:  # else there is nobody to take from
+            false[able] = torch.rand(len(able), generator=generator) < 0.5
         opening = torch.tensor([self.text.cls_id])
         closing = torch.tensor([self.text.sep_id])
         joined, segments = [], []
         for i, (first, second) in enumerate(halves):
-            if i in partner:
-                first, second = (second, first) if self.pairs == "order" else (first, halves[partner[i]][1])
-            second = second[: self.length - 3 - len(first)]
+            if self.pairs == "order":
+                first, second = (second, first) if false[i] else (first, second)
+            elif i in partner:
+                other = halves[partner[i]][1]
+                room = min(len(second), len(other))
+                second = (other if false[i] else second)[:room]
             joined.append(torch.cat([opening, first, closing, second, closing]))
             segments.append(torch.arange(len(joined[-1])) >= len(first) + 2)
         batch[f"{self.name}.ids"] = Ragged.from_rows(joined)

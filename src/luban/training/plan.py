@@ -94,6 +94,7 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
 
     family = cast(Model, recipe.model)
     for objective in _listed(recipe):
+        _fits_attention(objective, family)
         derived += objective.complete(recipe.data)
     aside = {column: other for objective in _listed(recipe) for column, other in objective.aside().items()}
     derived += _complete_inputs(family, recipe.data, aside)
@@ -273,6 +274,16 @@ def _examples(store: Store, objectives: Sequence[Objective]) -> Store | Windows:
         raise RecipeError("the objectives cut texts into examples in different ways; train with one of them")
     name, length, overlap, trim = min(windows, key=lambda window: window[1])
     return Windows(store, name, length, overlap, trim)
+
+
+def _fits_attention(objective: Objective, family: Model) -> None:
+    """Refuse an objective whose answer the model would see, or whose question it could not."""
+    wanted, given = getattr(objective, "inner", objective).causal, getattr(family, "CAUSAL", None)
+    if wanted is not None and given is not None and wanted != given:
+        raise RecipeError(
+            f"objective {objective.type} needs a model whose tokens see {'only those before them (gpt2, llama, qwen2, qwen3, smollm)' if wanted else 'the whole text (bert)'}, "
+            f"and model type '{family.type}' is not of that kind"
+        )
 
 
 def _listed(recipe: Recipe) -> list[Objective]:

@@ -42,7 +42,13 @@ _SAMPLE = (
     "Numbers such as 3.14159 and 2,718 matter, and so do emoji 🙂.",
     "第一次来这里，服务很好，下次还会再来。",
 )
-_HEADS = {"classifier": ("classifier.out_proj", "classifier"), "score": ("score",)}
+_HEADS = ("classifier.out_proj", "classifier", "score")
+_POOLS = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+}
 
 
 def import_model(
@@ -88,6 +94,10 @@ def import_model(
         raise RecipeError(f"'{source}' is an artefact already; every verb takes it as it is")
     task = _task(checkpoint)
     family = _family(checkpoint, task, pool)
+    if task == "embedding" and "Normalize" in _modules(checkpoint):
+        console.say(
+            f"'{source}' is followed by Normalize, which is left out: vectors have the length that the model gives them"
+        )
     text = _text(family, checkpoint)
     processor = _target(checkpoint) if task == "classification" else None
     targets = {target: processor} if processor is not None else {}
@@ -157,7 +167,7 @@ def import_model(
 
 def _task(checkpoint: Checkpoint) -> str:
     """Return what a model is for: classification, causal_lm, masked_lm or embedding."""
-    architecture = str((checkpoint.config.get("architectures") or [""])[0])
+    architecture = str(([*(checkpoint.said("architectures", list) or []), ""])[0])
     if checkpoint.kind == "gguf":
         return "causal_lm"
     if architecture.endswith("ForSequenceClassification"):
@@ -197,27 +207,55 @@ def _family(checkpoint: Checkpoint, task: str, pool: str | None) -> Language:
     return family
 
 
-def _pooling(checkpoint: Checkpoint) -> str:
-    """Return how texts become vectors: as sentence-transformers wrote it beside the model; else their mean."""
-    said = _said(checkpoint.path / "1_Pooling" / "config.json")
-    for key, pool in (
-        ("pooling_mode_cls_token", "first"),
-        ("pooling_mode_lasttoken", "last"),
-        ("pooling_mode_max_tokens", "max"),
+def _modules(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return what sentence-transformers runs one after another, and in which folder each lies."""
+    path = checkpoint.path / "modules.json"
+    if not path.is_file():
+        return {}
+    listed = _json(path)
+    if not isinstance(listed, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("type"), str) for one in listed
     ):
-        if said.get(key):
-            return pool
-    return "mean"
+        raise RecipeError(f"'{path}' is no list of modules with a type each")
+    return {one["type"].rpartition(".")[2]: str(one.get("path", "")) for one in listed}
+
+
+def _pooling(checkpoint: Checkpoint) -> str:
+    """Return how texts become vectors: as sentence-transformers wrote it beside the model; else their mean.
+
+    Raises:
+        RecipeError: if it is in a way that no family here has.
+    """
+    modules = _modules(checkpoint)
+    if other := [name for name in modules if name not in ("Transformer", "Pooling", "Normalize")]:
+        raise RecipeError(
+            f"'{checkpoint.path}' makes vectors with a module {other[0]}, and those that are followed are Transformer, Pooling and Normalize; name a pool with --pool to leave it out"
+        )
+    path = checkpoint.path / Path(modules.get("Pooling") or "1_Pooling").name / "config.json"
+    said = _said(path)
+    modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value]
+    if isinstance(one := said.get("pooling_mode"), str):  # newer releases
+        long = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens"}
+        modes = [f"pooling_mode_{long.get(one, one)}"]
+    if len(modes) > 1 or not set(modes) <= set(_POOLS):
+        raise RecipeError(
+            f"'{path}' asks for {' and '.join(modes)}, and the pools here are one of {', '.join(_POOLS)}; name one with --pool"
+        )
+    return _POOLS[modes[0]] if modes else "mean"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"'{path}' is damaged: {' '.join(str(error).split())[:120]}") from None
 
 
 def _said(path: Path) -> dict[str, Any]:
     """Return what a file beside a model says, nothing where there is none."""
     if not path.is_file():
         return {}
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"'{path}' is damaged: {' '.join(str(error).split())[:120]}") from None
+    said = _json(path)
     return said if isinstance(said, dict) else {}
 
 
@@ -234,10 +272,8 @@ def _text(family: Language, checkpoint: Checkpoint) -> Text:
 
 def _target(checkpoint: Checkpoint) -> Processor:
     """Return the fitted target of a sequence classifier."""
-    config = checkpoint.config
-    labels = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
-    names = [str(labels[key]) for key in sorted(labels, key=int)]
-    kind = config.get("problem_type")
+    names = _labels(checkpoint)
+    kind = checkpoint.said("problem_type", str)
     if kind == "multi_label_classification":
         target = cast(Processor, Section("processors").parse("set"))
         target.restore({"words": names})
@@ -251,12 +287,28 @@ def _target(checkpoint: Checkpoint) -> Processor:
     return target
 
 
+def _labels(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of a classifier's classes, by their numbers."""
+    labels = checkpoint.said("id2label", dict)
+    if not labels:
+        count = checkpoint.said("num_labels", int)
+        count = 2 if count is None else count
+        if not 0 < count <= max((max(shape, default=0) for shape in checkpoint.shapes.values()), default=0):
+            raise RecipeError(f"'{checkpoint.path}' has num_labels {count}, which its tensors do not have")
+        return [f"LABEL_{i}" for i in range(count)]
+    names = [labels.get(str(i)) for i in range(len(labels))]
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise RecipeError(
+            f"'{checkpoint.path}' has an id2label whose keys are not 0 to {len(labels) - 1}, or whose names are not unique texts; correct it in config.json"
+        )
+    return cast(list[str], names)
+
+
 def _load_head(module: nn.Module, target: str, checkpoint: Checkpoint, processor: Processor) -> None:
     assert isinstance(module, Network)
     head = module.heads[module_key(target)]
     assert isinstance(head, nn.Linear)
-    stems = [stem for group in _HEADS.values() for stem in group]
-    stem = next((s for s in stems if f"{s}.weight" in checkpoint), None)
+    stem = next((s for s in _HEADS if f"{s}.weight" in checkpoint), None)
     if stem is None:
         raise ArtefactError(
             f"'{checkpoint.path}' is incomplete: there is no tensor 'classifier.weight' or 'score.weight'"

@@ -239,8 +239,9 @@ class Chat(Text):
             # Then nothing but generation asks for the end of a text, here and in every format that is exported to.
             self._known.roles["end"] = ends
 
-    def _settle(self, ready: Ready) -> None:
-        """Find out how the template closes answers, and whether texts may be cut where these begin."""
+    def _settle(self, ready: Ready, known: list[Any] | None = None) -> None:
+        """Find out how the template closes answers, and whether texts may be cut where these begin; or take it as `known`, so
+        that loading somebody's artefact runs no template."""
         self._take(ready)
         added = {i: token.content for i, token in self.trained.get_added_tokens_decoder().items()}
         names = sorted(
@@ -248,6 +249,9 @@ class Chat(Text):
         )
         self._names = re.compile("|".join(map(re.escape, names))) if names else None
         self._memo = {}
+        if known is not None:
+            self._closing, self._cuts, self._quick = _Closing(*known[:3]), bool(known[3]), bool(known[4])
+            return
         try:
             before = self._render([_PROBE], prompt=True)
             texts = [self._render([_PROBE, {"role": ANSWER, "content": content}]) for content in ("x", "y")]
@@ -524,12 +528,15 @@ class Chat(Text):
         return [text if fits else short for text, fits in zip(made, good, strict=True)]
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"stops": self._stops, "day": self._day}
+        closing = self._closing
+        assert closing is not None, "the processor is not fitted"
+        known = [closing.tail, closing.kept, closing.token, self._cuts, self._quick]
+        return super().state() | {"stops": self._stops, "day": self._day, "answers": known}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self._day, self._stops = state["day"], list(state["stops"])
-        self._settle(replace(self._known))
+        self._settle(replace(self._known), state["answers"])
 
 
 def _furthest(stops: Array, limit: int) -> int:

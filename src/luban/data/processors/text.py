@@ -246,6 +246,15 @@ class Text(Processor):
             texts: the strings. Names of special tokens in them are these tokens, as in other libraries.
             end: whether an end-of-text token closes each; by default as the option says. A prompt has none.
         """
+        return self._encoded(texts, self.end if end is None else end, self.max_length)
+
+    def encode_whole(self, texts: list[str]) -> Flat:
+        """Return the tokens of texts, none of which is cut, whatever `max_length` says: for those who cut windows themselves."""
+        ids = self._encoded(texts, self.end, None)["ids"]
+        assert isinstance(ids, Flat)
+        return ids
+
+    def _encoded(self, texts: list[str], end: bool, limit: int | None) -> Encoded:
         texts = self._without_surrogates(texts)
         if self._encoder is None:
             self._encoder = Encoder(self.trained)
@@ -254,10 +263,9 @@ class Text(Processor):
         lengths = np.diff(offsets)
         before, after = self.frame
         closing: list[int] = []
-        if (self.end if end is None else end) and self.end_id is not None and after[-1:] != [self.end_id]:
+        if end and self.end_id is not None and after[-1:] != [self.end_id]:
             closing = [self.end_id]
         whole = lengths + len(before) + len(after) + len(closing)
-        limit = self.max_length
         kept, closed = lengths, np.full(len(texts), bool(closing))
         if limit is not None and len(cut := np.flatnonzero(whole > limit)):
             self._counts["texts cut to max_length"] += len(cut)
@@ -272,12 +280,10 @@ class Text(Processor):
         return encoded
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Return the numbers of a text that is to be continued: whole, and without an end."""
-        ids: list[int] = self.trained.encode(
-            self._without_surrogates([text])[0],
-            add_special_tokens=self._framed or self.special or self.tokenizer is not None,
-        ).ids
-        return ids
+        """Return the numbers of a text that is to be continued: whole, what opens a text before it, and without what closes one."""
+        before, _ = self.frame
+        text = self._without_surrogates([text])[0]
+        return [*before, *self.trained.encode(text, add_special_tokens=False).ids]
 
     def decode_ids(self, ids: list[int], skip_special: bool = True) -> str:
         """Return the text of numbers; `skip_special` leaves out the tokens that stand for no text."""

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 from torch import Tensor
 
 from luban.errors import ArtefactError, RecipeError
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "said"]
+
+T = TypeVar("T")
+_CALLED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+}
 
 _PICKLES = (
     "pytorch_model.bin",
@@ -36,12 +46,22 @@ class Checkpoint:
         config: config.json, or what a GGUF file says in its stead.
         kind: ``huggingface``, ``luban`` or ``gguf``.
         places: name of each tensor → how to read it.
+        shapes: name of each tensor → its shape, known without reading it.
     """
 
     path: Path
     config: dict[str, Any]
     kind: str
     places: dict[str, Callable[[], Tensor]]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def said(self, key: str, kind: type[T]) -> T | None:
+        """Return a value of the configuration, None where it is missing or null.
+
+        Raises:
+            RecipeError: if it is of another type.
+        """
+        return said(self.config, key, kind, self.path)
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
@@ -72,15 +92,33 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config = _config(where)
     files = _files(where)
     places: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         try:
             with safetensors.safe_open(file, "pt") as opened:
                 names = list(opened.keys())
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise ArtefactError(f"'{file}' is damaged: {' '.join(str(error).split())[:120]}") from None
         for name in names:
             places[name] = _reader(file, name)
-    return Checkpoint(where, config, "luban" if "luban" in config else "huggingface", places)
+    return Checkpoint(where, config, "luban" if "luban" in config else "huggingface", places, shapes)
+
+
+def said(config: dict[str, Any], key: str, kind: type[T], path: Path) -> T | None:
+    """Return a value of somebody's JSON, None where it is missing or null.
+
+    Raises:
+        RecipeError: if it is of another type.
+    """
+    value = config.get(key)
+    if value is None:
+        return None
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not kind or value in (float("inf"), float("-inf")) or value != value:
+        raise RecipeError(f"'{path}' has {key} {str(value)[:80]!r}, and that must be {_CALLED[kind]}")
+    return value
 
 
 def _reader(file: Path, name: str) -> Callable[[], Tensor]:
@@ -113,7 +151,9 @@ def _files(where: Path) -> list[Path]:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            if not all(isinstance(name, str) for name in shards):
+                raise TypeError
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ArtefactError(f"'{index}' is damaged: {type(error).__name__}") from None
         if missing := [name for name in shards if not (where / Path(name).name).is_file()]:
             raise ArtefactError(

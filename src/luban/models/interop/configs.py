@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from luban.errors import RecipeError
-from luban.models.interop.checkpoint import Checkpoint, open_checkpoint
+from luban.models.interop.checkpoint import Checkpoint, open_checkpoint, said
 from luban.models.seq2seq import Seq2Seq
 
 if TYPE_CHECKING:
     from luban.models._language import Language
 
 __all__ = ["FAMILIES", "config_of", "options_of"]
+
+T = TypeVar("T")
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "bert": ("bert", "roberta", "xlm-roberta", "camembert", "distilbert"),
@@ -102,6 +107,44 @@ _KEYS: dict[str, dict[str, str]] = {
         "tied": "tie_word_embeddings",
     },
 }
+_TYPES: dict[str, type] = {
+    "attention_dropout": float,
+    "layer_dropout": float,
+    "eps": float,
+    "activation": str,
+    "tied": bool,
+}
+"""Key of ours → type of its value, where that is no whole number."""
+_BERT = {"layers": 12, "hidden_size": 768, "heads": 12, "max_positions": 512, "eps": 1e-12}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {**_BERT, "intermediate": 3072, "activation": "gelu"},
+    "roberta": {**_BERT, "intermediate": 3072, "activation": "gelu"},
+    "distilbert": {
+        "layers": 6,
+        "hidden_size": 768,
+        "heads": 12,
+        "intermediate": 3072,
+        "max_positions": 512,
+        "activation": "gelu",
+    },
+    "gpt2": {
+        "layers": 12,
+        "hidden_size": 768,
+        "heads": 12,
+        "max_positions": 1024,
+        "activation": "gelu_new",
+        "eps": 1e-5,
+    },
+    "llama": {
+        "layers": 32,
+        "hidden_size": 4096,
+        "heads": 32,
+        "max_positions": 2048,
+        "activation": "silu",
+        "eps": 1e-6,
+    },
+}
+"""What the classes of transformers take where config.json lacks a key; the tensors tell where that is not so."""
 _LAYOUTS = {"xlm-roberta": "roberta", "camembert": "roberta"}
 
 
@@ -138,38 +181,41 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
             f"'{found.path}' holds a model of type '{kind}', and '{family}' reads {', '.join(FAMILIES[family])}; {advice}"
         )
     if config.get("quantization_config"):
-        how = config["quantization_config"].get("quant_method", "an unknown method")
+        quantised = found.said("quantization_config", dict) or {}
+        how = quantised.get("quant_method", "an unknown method")
         raise RecipeError(
             f"'{found.path}' holds weights that were quantised ({how}), whose numbers mean nothing by themselves; take the model as it was before, or a .gguf file"
         )
     layout = _LAYOUTS.get(kind, kind)
-    keys = _KEYS["seq2seq" if family == "seq2seq" else layout if layout in _KEYS else "llama"]
-    options = {ours: config[theirs] for ours, theirs in keys.items() if config.get(theirs) is not None}
-    if "activation" in options:
-        known = _ACTIVATIONS.get(str(options["activation"]))
-        if known is None:
+    group = "seq2seq" if family == "seq2seq" else layout if layout in _KEYS else "llama"
+    keys = _KEYS[group]
+    options: dict[str, Any] = dict(_DEFAULTS.get(group, {}))
+    for ours, theirs in keys.items():
+        if (value := found.said(theirs, _TYPES.get(ours, int))) is not None:
+            options[ours] = value
+    activation = options.get("activation")
+    if activation is not None:
+        if activation not in _ACTIVATIONS:
             raise RecipeError(
-                f"'{found.path}' has the activation '{options['activation']}'; known are {', '.join(_ACTIVATIONS)}"
+                f"'{found.path}' has the activation '{activation}'; known are {', '.join(_ACTIVATIONS)}"
             )
-        options["activation"] = known
-    for key in ("attention_dropout", "layer_dropout", "eps"):
-        if key in options:
-            options[key] = float(options[key])
+        options["activation"] = _ACTIVATIONS[activation]
+    _require_shapes(found, options, keys)
     if family == "seq2seq":
         return {**options, **_of_seq2seq(found, config, kind)}
     if family == "bert":
         options["layout"] = layout
-        options["segments"] = int(config.get("type_vocab_size", 2)) if layout != "distilbert" else 0
+        segments = found.said("type_vocab_size", int)
+        options["segments"] = 0 if layout == "distilbert" else 2 if segments is None else segments
+        _require(found, "token_type_embeddings.weight", 0, options["segments"], "type_vocab_size")
         for key, usual in (
             ("position_embedding_type", "absolute"),
             ("is_decoder", False),
             ("add_cross_attention", False),
         ):
             _refuse(found, config, key, usual)
-        if (
-            layout == "roberta"
-        ):  # whose table begins with rows for padding, as many as the number of its token and one
-            options["max_positions"] = int(options["max_positions"]) - int(config.get("pad_token_id", 1)) - 1
+        if layout == "roberta":  # whose table begins with rows for padding
+            options["max_positions"] -= padding_of(found) + 1
         return options
     if family == "gpt2":
         for key, usual in (
@@ -179,7 +225,58 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
         ):
             _refuse(found, config, key, usual)
         return options
-    return {**options, **_of_llama(found, config, kind)}
+    return {**options, **_of_llama(found, config, kind, options)}
+
+
+def padding_of(found: Checkpoint) -> int:
+    """Return RoBERTa's padding token, behind whose number its positions begin."""
+    token = found.said("pad_token_id", int)
+    return 1 if token is None else token
+
+
+def _require_shapes(found: Checkpoint, options: dict[str, Any], keys: dict[str, str]) -> None:
+    """Refuse sizes that are not those of the tensors, before anything of such a size is made."""
+    numbers: dict[str, set[int]] = {}
+    for name in found.shapes:
+        if block := re.search(r"(?:^|\.)(decoder\.layers|layers|layer|h)\.(\d{1,9})\.", name, re.ASCII):
+            numbers.setdefault(block[1], set()).add(int(block[2]))
+    for ours in ("layers", "decoder_layers"):
+        if ours not in keys or ours not in options:
+            continue
+        inner = "decoder.layers" if ours == "decoder_layers" else None
+        layers = set().union(*(n for where, n in numbers.items() if (where == "decoder.layers") == bool(inner)))
+        if options[ours] != max(layers, default=-1) + 1:
+            raise RecipeError(
+                f"'{found.path}' has {keys[ours]} {options[ours]}, and tensors of {max(layers, default=-1) + 1} layers"
+            )
+    for ours, endings, side in (
+        ("vocabulary", ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight"), 0),
+        ("hidden_size", ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight"), 1),
+        ("intermediate", ("intermediate.dense.weight", "lin1.weight", "up_proj.weight", "fc1.weight"), 0),
+        ("intermediate", ("mlp.c_fc.weight",), 1),
+    ):
+        for ending in endings:
+            if ours in options:
+                _require(found, ending, side, options[ours], keys[ours])
+    if "head_size" in options and "heads" in options:
+        _require(
+            found, "self_attn.q_proj.weight", 0, options["heads"] * options["head_size"], "heads by head_dim"
+        )
+    largest = max((max(shape, default=0) for shape in found.shapes.values()), default=0)
+    tables = [n for n in found if n.endswith(("position_embeddings.weight", "wpe.weight"))]
+    for ours in ("heads", "kv_heads", *(["max_positions"] if tables else [])):
+        if options.get(ours, 0) > largest:
+            raise RecipeError(
+                f"'{found.path}' has {keys[ours]} {options[ours]}, and no tensor of it is larger than {largest}"
+            )
+
+
+def _require(found: Checkpoint, ending: str, side: int, size: int, key: str) -> None:
+    """Refuse a size that is not that of the first tensor of a name."""
+    name = next((n for n in found.shapes if n.endswith(ending)), None)
+    if name is None or (len(shape := found.shapes[name]) == 2 and shape[side] == size):
+        return
+    raise RecipeError(f"'{found.path}': tensor '{name}' is {shape}, and the model needs {size} by its {key}")
 
 
 def _of_seq2seq(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -197,77 +294,110 @@ def _of_seq2seq(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[st
             ("normalize_embedding", kind == "bart"),
         ):
             _refuse(found, config, key, usual)
-    tied = bool(config.get("tie_word_embeddings", True))
-    shared = tied and bool(config.get("share_encoder_decoder_embeddings", True))
+    tied = found.said("tie_word_embeddings", bool) is not False
+    shared = tied and found.said("share_encoder_decoder_embeddings", bool) is not False
     options: dict[str, Any] = {
         "norm": "pre" if kind == "mbart" else "post",
         "positions": "sinusoidal" if kind == "marian" else "learned",
         "embedding_norm": kind != "marian",
-        "scale_embedding": bool(config.get("scale_embedding", False)),
+        "scale_embedding": found.said("scale_embedding", bool) or False,
         "shared": shared,
         "tied": tied,
         "output_bias": "final_logits_bias" in found,
         **_of_generation(found, config),
     }
-    if not shared and (size := config.get("decoder_vocab_size")):
-        options["decoder_vocabulary"] = int(size)
+    if not shared and (size := found.said("decoder_vocab_size", int)):
+        options["decoder_vocabulary"] = size
+        for ending in ("decoder.embed_tokens.weight", "lm_head.weight"):
+            _require(found, ending, 0, size, "decoder_vocab_size")
     if kind == "marian" and options["start"] is None:
-        options["start"] = config.get("pad_token_id")
+        options["start"] = found.said("pad_token_id", int)
     return {key: value for key, value in options.items() if value is not None}
 
 
 def _of_generation(found: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
     """Return the tokens that texts begin and end with: from generation_config.json, or where it is missing from the config."""
     path = found.path / "generation_config.json"
-    said = dict(config)
+    both = dict(config)
     if path.is_file():
         try:
-            said |= json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError) as error:
+            both |= json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RecipeError(f"'{path}' cannot be read: {' '.join(str(error).split())[:120]}") from None
     names = {
         "start": "decoder_start_token_id",
         "forced_first": "forced_bos_token_id",
         "forced_last": "forced_eos_token_id",
     }
-    values = {ours: said.get(theirs) for ours, theirs in names.items()}
-    return {key: value[0] if isinstance(value, list) and value else value for key, value in values.items()}
+    values = {
+        theirs: value[0] if isinstance(value, list) and value else value
+        for theirs, value in ((theirs, both.get(theirs)) for theirs in names.values())
+    }
+    return {ours: said(values, theirs, int, found.path) for ours, theirs in names.items()}
 
 
-def _of_llama(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[str, Any]:
+def _of_llama(found: Checkpoint, config: dict[str, Any], kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that Llama's relatives have, checking that nothing is asked for that ours does not do."""
-    options: dict[str, Any] = {}
-    options.setdefault("kv_heads", config.get("num_key_value_heads") or config["num_attention_heads"])
-    bias = config.get("attention_bias", kind == "qwen2")
+    bias = found.said("attention_bias", bool)
     if kind != "qwen2" and bias:
         _refuse(found, config, "attention_bias", False)  # theirs then has one on the output too
-    options["attention_bias"] = bool(bias)
-    _refuse(found, config, "mlp_bias", False)
-    _refuse(found, config, "partial_rotary_factor", 1.0)
-    if config.get("sliding_window") and config.get("use_sliding_window", kind == "mistral"):
-        window = int(config["sliding_window"])
-        options["max_positions"] = min(
-            window, int(config["max_position_embeddings"])
-        )  # within it, nothing slides
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else {})
-    options["rope_theta"] = float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0)
-    how = scaling.get("rope_type", scaling.get("type", "default"))
+    for key, usual in (("mlp_bias", False), ("partial_rotary_factor", 1.0)):
+        _refuse(found, config, key, usual)
+    slides = found.said("use_sliding_window", bool)
+    window = found.said("sliding_window", int) if "sliding_window" in config else 4096
+    if window and (kind == "mistral" if slides is None else slides) and window < options["max_positions"]:
+        raise RecipeError(
+            f"'{found.path}' looks back over a sliding window of {window:,} of its {options['max_positions']:,} tokens, which this family does not do; take type 'huggingface', which runs any architecture"
+        )
+    more: dict[str, Any] = {
+        "kv_heads": options.get("kv_heads", options["heads"]),
+        "attention_bias": kind == "qwen2" if bias is None else bias,
+    }
+    if "tied" not in options:
+        more["tied"] = is_tied(found, "lm_head.weight")
+    rope = found.said("rope_parameters", dict) or {}
+    _refuse(found, rope, "partial_rotary_factor", 1.0)
+    scaling = found.said("rope_scaling", dict) or rope
+    theta = found.said("rope_theta", float) or said(rope, "rope_theta", float, found.path)
+    more["rope_theta"] = theta or 10_000.0
+    how = said(scaling, "rope_type", str, found.path) or said(scaling, "type", str, found.path) or "default"
+
+    def need(key: str, type_: type[T]) -> T:
+        value = said(scaling, key, type_, found.path)
+        if value is None:
+            raise RecipeError(f"'{found.path}' stretches its positions by '{how}' and lacks {key}")
+        return value
+
+    if any(isinstance(value, dict) for value in scaling.values()):
+        raise RecipeError(
+            f"'{found.path}' has positions that differ by layer, which this family does not do; take type 'huggingface'"
+        )
     if how == "linear":
-        options["rope_scaling"] = {"type": "linear", "factor": float(scaling["factor"])}
+        more["rope_scaling"] = {"type": "linear", "factor": need("factor", float)}
     elif how == "llama3":
-        options["rope_scaling"] = {
+        more["rope_scaling"] = {
             "type": "llama3",
-            "factor": float(scaling["factor"]),
-            "low": float(scaling["low_freq_factor"]),
-            "high": float(scaling["high_freq_factor"]),
-            "trained": int(scaling["original_max_position_embeddings"]),
+            "factor": need("factor", float),
+            "low": need("low_freq_factor", float),
+            "high": need("high_freq_factor", float),
+            "trained": need("original_max_position_embeddings", int),
         }
     elif how != "default":
         raise RecipeError(
             f"'{found.path}' stretches its positions by '{how}'; known are default, linear and llama3; take type 'huggingface'"
         )
-    return options
+    return more
+
+
+def is_tied(found: Checkpoint, head: str) -> bool:
+    """Whether what reads tokens off the states is the table of tokens: no other is there, or one of the same numbers."""
+    if head not in found:
+        return True
+    endings = ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight")
+    table = next((name for name in found if name.endswith(endings)), None)
+    if table is None or found.shapes.get(table) != found.shapes.get(head):
+        return False
+    return torch.equal(found[table], found[head])
 
 
 def _refuse(found: Checkpoint, config: dict[str, Any], key: str, usual: Any) -> None:

@@ -92,6 +92,7 @@ def open_gguf(path: str | Path) -> Checkpoint:
             )
     config = _config(file, architecture)
     places: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in file.tensors.items():
         if name == _FREQUENCIES:
             continue  # config has it
@@ -102,8 +103,9 @@ def open_gguf(path: str | Path) -> Checkpoint:
                 raise ArtefactError(
                     f"'{path}' is damaged: tensor '{name}' has {tensor.shape[0]} rows for {heads} heads"
                 )
-        places[_theirs(file, name)] = _reader(file.path, tensor, heads)
-    return Checkpoint(file.path, config, "gguf", places)
+        theirs = _theirs(file, name)
+        places[theirs], shapes[theirs] = _reader(file.path, tensor, heads), tuple(tensor.shape)
+    return Checkpoint(file.path, config, "gguf", places, shapes)
 
 
 def unpermuted(rows: Tensor, heads: int) -> Tensor:

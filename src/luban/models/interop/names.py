@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from luban.errors import ArtefactError
+from luban.errors import ArtefactError, RecipeError
 from luban.models._low_rank import merging
 from luban.models.interop.checkpoint import Checkpoint, open_checkpoint
-from luban.models.interop.configs import seq2seq_kind
+from luban.models.interop.configs import is_tied, padding_of, seq2seq_kind
 from luban.models.seq2seq import Seq2Seq
 
 if TYPE_CHECKING:
@@ -208,9 +209,12 @@ def load_into(model: Language, encoder: LanguageEncoder, path: Path) -> list[str
 
     Raises:
         ArtefactError: if a tensor of the core is missing or of another shape.
+        RecipeError: if the checkpoint has tensors that the family does not.
     """
     checkpoint = open_checkpoint(path)
     own = encoder.state_dict()
+    if checkpoint.kind != "luban":
+        _require_read(model, checkpoint, encoder)
     source = _source(model, checkpoint, list(own))
     missing: set[str] = set()
     with torch.no_grad():
@@ -234,6 +238,56 @@ def load_into(model: Language, encoder: LanguageEncoder, path: Path) -> list[str
                 )
             tensor.copy_(value)
     return sorted(missing)
+
+
+def _require_read(model: Language, checkpoint: Checkpoint, encoder: LanguageEncoder) -> None:
+    """Refuse a checkpoint of which a part would be left out without a word."""
+    own = list(encoder.state_dict())
+    names = set(names_of(model, own).values())
+    pair = isinstance(model, Seq2Seq)
+    layout = "seq2seq" if pair else layout_of(model)
+    if pair:
+        sides = ("encoder", "decoder") if any(name.startswith("decoder.") for name in own) else ("encoder",)
+        prefix, roots = "model.", {*sides}
+    else:
+        prefix, blocks, _, under, _ = _LAYOUTS[layout]
+        roots = {blocks.partition(".")[0], *(stem.partition(".")[0] for stem in under.values())}
+    bare = not any(name.startswith(prefix) for name in checkpoint)
+    depth = {"layers": model.layers, "decoder.layers": getattr(model, "decoder_layers", None) or model.layers}
+    for name in checkpoint:
+        rest = name if bare else name.removeprefix(prefix)
+        if (bare or pair) and rest.partition(".")[0] not in roots:
+            continue
+        if not (bare or pair or name.startswith(prefix)):
+            continue
+        whole = rest.replace(".attn.c_attn.", ".attn.q.") if layout == "gpt2" else rest
+        if prefix + whole in names or whole in names or _UNREAD.search(rest):
+            continue
+        if pair and re.search(r"\.embed_(tokens|positions)\.weight$", rest):
+            continue  # the same table under another name, or sines
+        block = re.search(r"(?:^|\.)(decoder\.layers|layers|layer|h)\.(\d{1,9})\.", rest, re.ASCII)
+        if block and int(block[2]) >= depth.get(block[1], model.layers):
+            continue  # the recipe asked for fewer
+        raise RecipeError(
+            f"'{checkpoint.path}' has a tensor '{name[:80]}', which model type '{model.type}' has no place for; take type 'huggingface', which runs any architecture"
+        )
+    head = "lm_head.weight" if pair else _HEADS[layout]
+    if encoder.language is not None and encoder.language.weight is None and not is_tied(checkpoint, head):
+        raise RecipeError(
+            f"'{checkpoint.path}' has a table '{head}' that is not its table of tokens, and here they are one (tied); take type 'huggingface', which runs any architecture"
+        )
+
+
+_HEADS = {
+    "bert": "cls.predictions.decoder.weight",
+    "roberta": "lm_head.decoder.weight",
+    "distilbert": "vocab_projector.weight",
+    "gpt2": "lm_head.weight",
+    "llama": "lm_head.weight",
+}
+"""What reads tokens off the states, where it is not the table of tokens."""
+_UNREAD = re.compile(r"(position_ids|token_type_ids|inv_freq|\.attn\.(masked_)?bias|(^|\.)pooler\..*)$")
+"""Numbers that follow from the configuration, and the pooler where it is not wanted."""
 
 
 def _theirs(model: Language, name: str) -> str:
@@ -264,7 +318,7 @@ def _source(model: Language, checkpoint: Checkpoint, ours: list[str]) -> dict[st
             read = checkpoint.places[theirs]
             parts[name] = partial(_transposed, read) if gpt2 and _is_convolution(name) else read
             if layout_of(model) == "roberta" and name == "core.embedding.positions.weight":
-                pad = int(checkpoint.config.get("pad_token_id", 1))
+                pad = padding_of(checkpoint)
                 parts[name] = read if pad == 1 else partial(_behind_padding, read, pad)
         elif gpt2 and ".attn." in theirs:
             whole = theirs.rsplit(".", 2)[0] + ".c_attn." + theirs.rsplit(".", 1)[1]
