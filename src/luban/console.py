@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Console", "Terminal"]
 
-_MAIN = ("accuracy", "subset_accuracy", "f1_macro", "rmse", "r2", "perplexity")  # what a look at the validation rows shows
+_MAIN = (
+    "accuracy",
+    "subset_accuracy",
+    "f1_macro",
+    "rmse",
+    "r2",
+    "perplexity",
+)  # what a look at the validation rows shows
 
 
 class Console:

@@ -221,7 +221,9 @@ class Speaker:
             return [self._filled_or_not(str(text or "")) for text in texts]
         answers = self._answers(candidates, options)
         prompts = [self._prompt_or_not(text, answers) for text in texts]
-        predictions = [{"error": prompt} if isinstance(prompt, str) else {} for prompt in prompts]
+        predictions: list[dict[str, Any]] = [
+            {"error": prompt} if isinstance(prompt, str) else {} for prompt in prompts
+        ]
         good = [(i, prompt) for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
         if answers:
             shares = score(self.module, [prompt for _, prompt in good], answers).softmax(1)

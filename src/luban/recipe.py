@@ -886,7 +886,9 @@ def _explain(error: ValidationError, document: Document) -> RecipeError:
 _Options = TypeVar("_Options", bound=Config)
 
 
-def options_from(cls: type[_Options], values: Mapping[str, Any] | list[str] | tuple[str, ...], label: str) -> _Options:
+def options_from(
+    cls: type[_Options], values: Mapping[str, Any] | list[str] | tuple[str, ...], label: str
+) -> _Options:
     """Build options that stand in no recipe, from a mapping or from ``key=value`` strings.
 
     Args:
@@ -912,7 +914,9 @@ def options_from(cls: type[_Options], values: Mapping[str, Any] | list[str] | tu
         match first["type"]:
             case "extra_forbidden":
                 known = [*cls.model_fields]
-                message = f"key '{key}' is unknown; {label} takes {', '.join(known)}{did_you_mean(key, known)}"
+                message = (
+                    f"key '{key}' is unknown; {label} takes {', '.join(known)}{did_you_mean(key, known)}"
+                )
             case "value_error":
                 message = f"{label}: {first['msg'].removeprefix('Value error, ')}"
             case _:

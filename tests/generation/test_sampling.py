@@ -110,3 +110,15 @@ def test_the_largest_draw_is_no_token_beyond_the_last() -> None:
 def test_impossible_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Generation(**options)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2, "top_p": 0.9, "min_p": 0.1}])
+def test_any_temperature_draws_a_token_that_may_be_drawn(temperature: float, filters: dict[str, Any]) -> None:
+    sampler = Sampler(Generation(temperature=temperature, seed=0, **filters), 2)
+    logits = torch.tensor([[50.0, -torch.inf, 60.0], [-1e30, 3.0, -torch.inf]])
+    for _ in range(20):
+        found = sampler.choose(logits, [0, 1])
+        assert logits.gather(1, found[:, None]).isfinite().all()
+        if temperature < 1:
+            assert found.tolist() == [2, 1]

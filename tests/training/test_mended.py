@@ -307,7 +307,10 @@ def test_resuming_on_another_machine_is_the_same_run(
     train(options, output=tmp_path / "stopped", console=console)
     assert used[0] == 2
     assert any(
-        one.startswith("going on with cpu, bf16, 2 threads, torch kernels and products by blas, with which the run began") for one in said
+        one.startswith(
+            "going on with cpu, bf16, 2 threads, torch kernels and products by blas, with which the run began"
+        )
+        for one in said
     ), said
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "stopped")[name]), name

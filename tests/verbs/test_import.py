@@ -59,6 +59,10 @@ def test_what_sentence_transformers_writes_beside_a_model_is_followed(tmp_path: 
     assert len(expected) == 10
     (found,) = load(tmp_path / "ours").predict(ROWS[2:3])
     torch.testing.assert_close(torch.tensor(found["embedding"]), expected[0], rtol=1e-5, atol=1e-5)
+    modules = [{"type": f"sentence_transformers.models.{n}"} for n in ("Transformer", "Pooling", "Normalize")]
+    (tmp_path / "theirs" / "modules.json").write_text(json.dumps(modules))
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "again")
+    assert "is followed by Normalize, which is left out" in ran.err
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", None])
@@ -227,6 +231,7 @@ def _gguf(folder: Path) -> None:
         + (20).to_bytes(8, "little") + b"general.architecture" + (8).to_bytes(4, "little") + (5).to_bytes(8, "little") + b"mamba")  # fmt: skip
 
 
+CLASSIFIER: dict[str, Any] = {"architectures": ["BertForSequenceClassification"]}
 BAD: dict[str, tuple[Any, str, str]] = {
     "another family": (lambda f: rewrite(f / "config.json", model_type="mamba"), "theirs", "holds a model of type 'mamba'; those that are read are bert, camembert"),
     "another head": (lambda f: rewrite(f / "config.json", architectures=["BertForQuestionAnswering"]), "theirs", "is a BertForQuestionAnswering; those that can be imported are"),
@@ -241,6 +246,19 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "more heads than fit": (lambda f: rewrite(f / "config.json", num_attention_heads=5), "theirs", "hidden_size 32 is no multiple of heads 5"),
     "an unknown activation": (lambda f: rewrite(f / "config.json", hidden_act="xielu"), "theirs", "has the activation 'xielu'; known are"),
     "positions of another kind": (lambda f: rewrite(f / "config.json", position_embedding_type="relative_key"), "theirs", "position_embedding_type 'relative_key'"),
+    "architectures that are no list": (lambda f: rewrite(f / "config.json", architectures=5), "theirs", "has architectures '5', and that must be a list"),
+    "an architecture that is a mapping": (lambda f: rewrite(f / "config.json", architectures={}), "theirs", "has architectures '{}', and that must be a list"),
+    "labels that are a list": (lambda f: rewrite(f / "config.json", **CLASSIFIER, id2label=["a", "b"]), "theirs", "has id2label"),
+    "labels with a gap": (lambda f: rewrite(f / "config.json", **CLASSIFIER, id2label={"0": "a", "2": "b"}), "theirs", "has an id2label whose keys are not 0 to 1"),
+    "labels that are the same": (lambda f: rewrite(f / "config.json", **CLASSIFIER, id2label={"0": "a", "1": "a"}), "theirs", "or whose names are not unique texts"),
+    "labels that are empty": (lambda f: rewrite(f / "config.json", **CLASSIFIER, id2label={"0": "", "1": "a"}), "theirs", "or whose names are not unique texts"),
+    "labels that are no number": (lambda f: rewrite(f / "config.json", **CLASSIFIER, id2label=None, num_labels="three"), "theirs", "has num_labels 'three', and that must be a whole number"),
+    "labels without end": (lambda f: rewrite(f / "config.json", **CLASSIFIER, id2label=None, num_labels=10**12), "theirs", "has num_labels 1000000000000"),
+    "a weighted mean": (lambda f: _pooled(f, {"pooling_mode_weightedmean_tokens": True}), "theirs", "asks for pooling_mode_weightedmean_tokens, and the pools here"),
+    "a mean over a root": (lambda f: _pooled(f, {"pooling_mode_mean_sqrt_len_tokens": True}), "theirs", "asks for pooling_mode_mean_sqrt_len_tokens"),
+    "two pools": (lambda f: _pooled(f, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}), "theirs", "pooling_mode_cls_token and pooling_mode_mean_tokens"),
+    "a module after the pool": (lambda f: (f / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}])), "theirs", "makes vectors with a module Dense"),
+    "modules that are no list": (lambda f: (f / "modules.json").write_text("{}"), "theirs", "is no list of modules with a type each"),
     "a decoder": (lambda f: rewrite(f / "config.json", is_decoder=True), "theirs", "has is_decoder True, which this family does not do"),
     "quantised weights": (lambda f: rewrite(f / "config.json", quantization_config={"quant_method": "gptq"}), "theirs", "holds weights that were quantised (gptq)"),
     "a causal BERT": (lambda f: rewrite(f / "config.json", architectures=["BertLMHeadModel"]), "theirs", "says it is causal, and model type 'bert' looks both ways"),
@@ -251,6 +269,11 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "another gguf": (_gguf, "theirs/strange.gguf", "holds a model of type 'mamba'; those read from GGUF files are"),
     "a file that is no gguf": (lambda f: (f / "x.gguf").write_bytes(b"nothing at all"), "theirs/x.gguf", "x.gguf'"),
 }  # fmt: skip
+
+
+def _pooled(folder: Path, said: dict[str, Any]) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
 
 
 def _more_tokens(folder: Path) -> None:

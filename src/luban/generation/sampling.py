@@ -17,9 +17,6 @@ __all__ = ["Sampler", "at_least_p", "penalised", "seen_in", "top_k", "top_p"]
 _MOST = 1024
 """Tokens that are sorted before all of them are: a nucleus is rarely larger, and a vocabulary is."""
 
-_HOTTEST = 1e300
-"""Temperature, at the most: it makes all tokens equal, and -inf over it is -inf still."""
-
 
 def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Make the tokens that a text has less probable (Keskar et al., 2019).
@@ -121,7 +118,7 @@ class Sampler:
             return logits.argmax(1)
         # From the largest logit down and in double precision: no temperature is so small that anything overflows but to -inf.
         logits = logits.double()
-        logits = (logits - logits.amax(1, keepdim=True)) / min(options.temperature, _HOTTEST)
+        logits = (logits - logits.amax(1, keepdim=True)) / options.temperature
         if options.top_k is not None:
             logits = top_k(logits, options.top_k)
         if options.top_p is not None and options.top_p < 1:

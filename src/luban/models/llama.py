@@ -80,7 +80,9 @@ class Llama(Language):
 
     NORM_QUERIES: ClassVar = False
 
-    @field_validator("rope_theta", "eps")  # unlike a constraint, it holds where a relative has another default
+    @field_validator(
+        "rope_theta", "eps"
+    )  # unlike a constraint, it holds where a relative has another default
     @classmethod
     def _positive(cls, value: float) -> float:
         if not 0 < value < float("inf"):

@@ -28,7 +28,9 @@ def png(side: int = 6, mode: str = "RGB") -> bytes:
 
 def talk(*turns: str) -> str:
     """A conversation of the user and the assistant by turns."""
-    return json.dumps([{"role": ["user", "assistant"][i % 2], "content": turn} for i, turn in enumerate(turns)])
+    return json.dumps(
+        [{"role": ["user", "assistant"][i % 2], "content": turn} for i, turn in enumerate(turns)]
+    )
 
 
 CASES: list[tuple[str, dict[str, Any], pl.Series]] = [

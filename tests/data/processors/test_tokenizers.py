@@ -189,6 +189,18 @@ def test_what_stands_around_a_text_stays_when_it_is_cut() -> None:
     assert tokens(fitted(tokens="char", special=True, end=True), "ab") == ["[CLS]", "a", "b", "[SEP]"]
 
 
+def test_a_prompt_is_opened_but_not_closed() -> None:
+    processor = fitted(tokens="char", special=True, max_length=2)
+    assert [processor.trained.id_to_token(i) for i in processor.prompt_ids("abc")] == ["[CLS]", "a", "b", "c"]
+
+
+def test_whole_texts_are_not_cut() -> None:
+    processor = fitted(tokens="char", special=True, max_length=2)
+    found = processor.encode_whole(["abc", "a"])
+    assert found.offsets.tolist() == [0, 5, 8]
+    assert not processor.counts()
+
+
 def test_bytes_of_a_text() -> None:
     texts = ["It's", "我们在", "", "价格，真的好！", "😀"]
     whole = fitted(tokens="bpe", bytes=True)

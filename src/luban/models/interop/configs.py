@@ -145,6 +145,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """What the classes of transformers take where config.json lacks a key; the tensors tell where that is not so."""
+_TABLES = ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight")
+"""What the tables of tokens are called, by the ends of their names."""
 _LAYOUTS = {"xlm-roberta": "roberta", "camembert": "roberta"}
 
 
@@ -244,14 +246,16 @@ def _require_shapes(found: Checkpoint, options: dict[str, Any], keys: dict[str, 
         if ours not in keys or ours not in options:
             continue
         inner = "decoder.layers" if ours == "decoder_layers" else None
-        layers = set().union(*(n for where, n in numbers.items() if (where == "decoder.layers") == bool(inner)))
+        layers = set().union(
+            *(n for where, n in numbers.items() if (where == "decoder.layers") == bool(inner))
+        )
         if options[ours] != max(layers, default=-1) + 1:
             raise RecipeError(
                 f"'{found.path}' has {keys[ours]} {options[ours]}, and tensors of {max(layers, default=-1) + 1} layers"
             )
     for ours, endings, side in (
-        ("vocabulary", ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight"), 0),
-        ("hidden_size", ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight"), 1),
+        ("vocabulary", _TABLES, 0),
+        ("hidden_size", _TABLES, 1),
         ("intermediate", ("intermediate.dense.weight", "lin1.weight", "up_proj.weight", "fc1.weight"), 0),
         ("intermediate", ("mlp.c_fc.weight",), 1),
     ):
@@ -273,7 +277,8 @@ def _require_shapes(found: Checkpoint, options: dict[str, Any], keys: dict[str, 
 
 def _require(found: Checkpoint, ending: str, side: int, size: int, key: str) -> None:
     """Refuse a size that is not that of the first tensor of a name."""
-    name = next((n for n in found.shapes if n.endswith(ending)), None)
+    tables = (n for n in found.shapes if n.endswith(ending))
+    name = next((n for n in tables if "decoder." in ending or "decoder." not in n), None)
     if name is None or (len(shape := found.shapes[name]) == 2 and shape[side] == size):
         return
     raise RecipeError(f"'{found.path}': tensor '{name}' is {shape}, and the model needs {size} by its {key}")
@@ -336,7 +341,9 @@ def _of_generation(found: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
     return {ours: said(values, theirs, int, found.path) for ours, theirs in names.items()}
 
 
-def _of_llama(found: Checkpoint, config: dict[str, Any], kind: str, options: dict[str, Any]) -> dict[str, Any]:
+def _of_llama(
+    found: Checkpoint, config: dict[str, Any], kind: str, options: dict[str, Any]
+) -> dict[str, Any]:
     """Return the keys that Llama's relatives have, checking that nothing is asked for that ours does not do."""
     bias = found.said("attention_bias", bool)
     if kind != "qwen2" and bias:
@@ -358,8 +365,9 @@ def _of_llama(found: Checkpoint, config: dict[str, Any], kind: str, options: dic
     rope = found.said("rope_parameters", dict) or {}
     _refuse(found, rope, "partial_rotary_factor", 1.0)
     scaling = found.said("rope_scaling", dict) or rope
-    theta = found.said("rope_theta", float) or said(rope, "rope_theta", float, found.path)
-    more["rope_theta"] = theta or 10_000.0
+    theta = found.said("rope_theta", float)
+    theta = said(rope, "rope_theta", float, found.path) if theta is None else theta
+    more["rope_theta"] = 10_000.0 if theta is None else theta
     how = said(scaling, "rope_type", str, found.path) or said(scaling, "type", str, found.path) or "default"
 
     def need(key: str, type_: type[T]) -> T:
@@ -393,8 +401,9 @@ def is_tied(found: Checkpoint, head: str) -> bool:
     """Whether what reads tokens off the states is the table of tokens: no other is there, or one of the same numbers."""
     if head not in found:
         return True
-    endings = ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight")
-    table = next((name for name in found if name.endswith(endings)), None)
+    # The decoder's before the encoder's.
+    endings = ("decoder.embed_tokens.weight", *_TABLES)
+    table = next((name for ending in endings for name in found if name.endswith(ending)), None)
     if table is None or found.shapes.get(table) != found.shapes.get(head):
         return False
     return torch.equal(found[table], found[head])
