@@ -11,6 +11,7 @@ gradients. Results differ from the BLAS's in their last bits, as those of two re
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,6 +22,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Products", "alike", "available", "by_onednn", "product"]
+
+# oneDNN keeps the code it made for 1,024 shapes, some megabytes each, and every number of tokens is a shape of its own: a run on
+# texts grew by 40 MB an update. It reads this when it makes the first; making one anew costs less than half a millisecond.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 _SMALLEST = 2**20
 """Multiplications below which finding the code for a shape costs more than it saves."""
