@@ -54,7 +54,8 @@ WORD_DIGITS = WORD.replace(r"\p{N}+", r"\p{N}")
 
 _BLANK, _SPACE, _LETTER, _CJK, _DIGIT, _APOSTROPHE, _MARK, _BOUND = range(8)  # classes of characters
 _UNKNOWN = 255
-_JOIN, _CUT, _ASK = range(3)  # what two classes say of the place between them; the vocabulary is asked
+_JOIN, _CUT, _ASK, _ALONE = range(4)
+"""What two classes say of the place between them. ASK: the vocabulary is asked. ALONE: cut if there is a cut before the first, too."""
 _WINDOW = 2**17  # characters worked on at once, so that the arrays stay in the processor's caches
 _FEW = 4_096  # characters below which the library is quicker
 _LONGEST = 64  # characters of a segment that is remembered
@@ -355,6 +356,7 @@ class _Cutter:
         normalize: what becomes of a character alone; None where nothing does.
         pairs: which pairs of CJK characters stand side by side in a token.
         merger: encodes what the pattern takes as one word, where the tokenizer has merges.
+        numbers: whether a run of digits is one word, however long.
     """
 
     table: npt.NDArray[np.uint8]
@@ -362,6 +364,7 @@ class _Cutter:
     normalize: Callable[[str], str] | None = None
     pairs: _Pairs | None = None
     merger: Merger | None = None
+    numbers: bool = False
     classes: npt.NDArray[np.uint8] = field(default_factory=lambda: np.full(0x110000, _UNKNOWN, np.uint8))
     known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0x1100, bool))
 
@@ -380,10 +383,12 @@ class _Cutter:
             if self.pairs is not None and len(asked := np.flatnonzero(said == _ASK)):
                 cut[asked] = ~self.pairs.joined(part[asked], part[asked + 1])
             result[max(start, 1) : start + _WINDOW] = cut
+            alone = max(start, 1) + np.flatnonzero(said == _ALONE)
+            result[alone] = result[alone - 1]
         return result
 
     def whole_words(self, points: Array, begins: Array, ends: Array) -> npt.NDArray[np.bool_]:
-        """Return which segments are one word to any of the patterns: letters or marks, with or without one space before."""
+        """Return which segments are one word to the pattern: letters, marks or digits, with or without one space before."""
         if self.merger is None:
             return np.zeros(len(begins), dtype=bool)
         begins = begins + ((points[begins] == ord(" ")) & (ends - begins > 1))
@@ -392,7 +397,7 @@ class _Cutter:
         found = np.bitwise_or.reduceat(kinds, np.cumsum(lengths) - lengths)
         letters = (found & ~np.uint8(1 << _LETTER | 1 << _CJK)) == 0
         result: npt.NDArray[np.bool_] = letters | (found == 1 << _MARK)
-        return result
+        return result | (found == 1 << _DIGIT) if self.numbers else result
 
     def _classify(self, block: int) -> None:
         """Class 256 characters; first those that stand for themselves, then those that a normaliser changes."""
@@ -459,13 +464,16 @@ def _by_pattern(pattern: str) -> _Cutter | None:
     """One of the patterns that byte-level BPE parts texts by."""
     visible = (*_WORDS, _DIGIT)
     if pattern in (GPT2, GPT2_DIGITS):
-        # Blanks join what follows, of which they may be a part. An apostrophe joins marks and letters: 's is a token.
+        # A space joins what follows, of which it may be a part. An apostrophe joins marks and letters: 's is a token.
         table = _table(
             ((*visible, _MARK, _APOSTROPHE), _BLANKS),
             (visible, (_MARK, _APOSTROPHE)),
             ((_MARK,), visible),
             (_WORDS, (_DIGIT,)),
             ((_DIGIT,), _WORDS),
+        )
+        table[_BLANK, [*visible, _MARK, _APOSTROPHE]] = (
+            _ALONE  # of several blanks, the last is parted from the others
         )
     elif pattern in (LLAMA3, QWEN2):  # here a mark may begin a word, and a line's end belong to a mark
         table = _table(
@@ -479,7 +487,9 @@ def _by_pattern(pattern: str) -> _Cutter | None:
         return None
     if pattern in (GPT2_DIGITS, QWEN2):
         table[_DIGIT, _DIGIT] = _CUT
-    return _Cutter(table, {**_LETTERS, _CJK: r"(?=\p{L})[\x{2E80}-\x{10FFFF}]"})
+    cutter = _Cutter(table, {**_LETTERS, _CJK: r"(?=\p{L})[\x{2E80}-\x{10FFFF}]"})
+    cutter.numbers = pattern == GPT2
+    return cutter
 
 
 def _by_words(ideographs: str | None, *, digits_alone: bool, runs_of: tuple[int, ...]) -> _Cutter:
