@@ -144,6 +144,45 @@ def publish(
     return model.eval(), tokenizer
 
 
+PAIRS = {
+    "bart": ("BartForConditionalGeneration", {}),
+    "mbart": ("MBartForConditionalGeneration", {"scale_embedding": True}),
+    "marian": ("MarianMTModel", {"scale_embedding": True, "activation_function": "swish"}),
+}
+
+
+def publish_pair(folder: Path, kind: str, **options: Any) -> tuple[Any, Any]:
+    """Save an encoder with its decoder, and the tokenizer of both; return both."""
+    torch.manual_seed(0)
+    tokenizer = byte_pairs("roberta")
+    name, more = PAIRS[kind]
+    sizes = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
+    config = transformers.AutoConfig.for_model(
+        kind,
+        **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sizes.items()},
+        d_model=32,
+        max_position_embeddings=64,
+        init_std=0.3,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id if kind == "marian" else tokenizer.eos_token_id,
+        forced_eos_token_id=None if kind == "marian" else tokenizer.eos_token_id,
+        **more,
+        **options,
+    )
+    model = getattr(transformers, name)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        model.final_logits_bias.normal_()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval(), tokenizer
+
+
 def rewrite(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file."""
     data = json.loads(path.read_text(encoding="utf-8"))

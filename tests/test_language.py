@@ -18,13 +18,16 @@ from luban.data.pipeline import Pipeline
 from luban.data.processors.text import Text
 from luban.errors import ArtefactError, InputError
 from luban.evaluation.language import LanguageCollector
+from luban.evaluation.run import evaluate
 from luban.generation.options import Generation
 from luban.generation.reader import Piece
+from luban.generation.score import score
 from luban.language import Score, Speaker
 from luban.objectives.causal_lm import CausalLM
 from luban.objectives.masked_lm import MaskedLM
 from luban.predict import Predictor, _objective_of
 from luban.recipe import Component
+from luban.verbs.predict import predict
 
 
 def speaker_of(causal: bool, objective: Component | None = None, **options: Any) -> Speaker:
@@ -151,3 +154,62 @@ def test_no_end_of_an_interval_leaves_what_a_perplexity_can_be() -> None:
         assert getattr(perplexity, end) == pytest.approx(math.exp(getattr(loss, end)))
     assert perplexity.low is not None
     assert perplexity.low >= 1
+
+
+def test_candidates_may_be_compared_by_their_tokens() -> None:
+    speaker = speaker_of(True)
+    answers = ["no", "because the carpenter measured twice and cut once"]
+    (whole,) = speaker.predict(["Yes,"], candidates=answers)
+    (mean,) = speaker.predict(["Yes,"], candidates=answers, per_token=True)
+    ids = [speaker.text.trained.encode(one, add_special_tokens=False).ids for one in answers]
+    prompt = speaker.prompt("Yes,")
+    for found, how in ((whole, "sum"), (mean, "mean")):
+        expected = score(speaker.module, [prompt], ids, how=how).softmax(1)[0]  # type: ignore[arg-type]
+        assert list(found["answer.scores"].values()) == pytest.approx(expected.tolist(), rel=1e-5)
+    assert mean["answer.scores"][answers[1]] > whole["answer.scores"][answers[1]] + 0.1
+    predictor = Predictor(speaker.module, speaker.pipeline, speaker.spec, speaker.device)
+    assert predictor.predict([{"text": "Yes,"}], candidates=answers, per_token=True) == [mean]
+    with pytest.raises(InputError, match="no candidates that could be compared per token"):
+        predictor.predict([{"text": "Yes,"}], per_token=True)
+
+
+def test_a_stream_of_rows_goes_on_counting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A row beyond a chunk repeats the draws of no row before it."""
+    speaker = speaker_of(True)
+    predictor = Predictor(speaker.module, speaker.pipeline, speaker.spec, speaker.device)
+    monkeypatch.setattr("luban.verbs.predict.Artefact.load", lambda path: path)
+    monkeypatch.setattr("luban.verbs.predict.of_artefact", lambda *args, **kwargs: predictor)
+    monkeypatch.setattr(
+        "luban.verbs.predict.chunks_of",
+        lambda data, columns: (pl.DataFrame({"text": ["Yes"] * 2}) for _ in range(3)),
+    )
+    pieces: list[Piece] = []
+    how = ["max_tokens=12", "temperature=2.0", "seed=1"]
+    found = list(predict("any", "rows.csv", how, on_piece=pieces.append))
+    assert len({one["completion"] for one in found}) == 6
+    assert {piece.row for piece in pieces} == set(range(6))
+    whole = predictor.predict(
+        [{"text": "Yes"}] * 6, generation={"max_tokens": 12, "temperature": 2.0, "seed": 1}
+    )
+    assert [one["completion"] for one in whole] == [one["completion"] for one in found]
+
+
+def test_weights_of_rows_count_where_texts_are_measured() -> None:
+    """A row of weight 2 is worth two rows, and one of weight 0 none; a weight that makes no sense is said."""
+    speaker = speaker_of(True)
+    inputs = Pipeline(speaker.pipeline.inputs, {}, weight="often")
+    predictor = Predictor(speaker.module, inputs, speaker.spec, speaker.device)
+    rows = pl.DataFrame({"text": SENTENCES[:4], "often": [2.0, 0.5, 0.0, -1.0], "by": ["a", "b", "a", "b"]})
+    found = evaluate(predictor, [rows], by=["by"], resamples=30)
+    one, other = speaker.measure(pl.Series(SENTENCES[:2]))
+    for name, unit in (("loss", "tokens"), ("bits_per_byte", "bytes")):
+        scale = 1 / math.log(2) if unit == "bytes" else 1.0
+        expected = (2 * one.loss + 0.5 * other.loss) / (2 * getattr(one, unit) + 0.5 * getattr(other, unit))
+        assert found.targets["text"].metrics[name].value == pytest.approx(scale * expected, rel=1e-6)
+    assert found.slices["by"]["b"]["text"].metrics["loss"].value == pytest.approx(
+        other.loss / other.tokens, rel=1e-6
+    )
+    assert found.cleaned == {"often: weight missing or negative, taken as 0": 1}
+    assert found.targets["text"].details["tokens"] == sum(
+        one.tokens for one in speaker.measure(pl.Series(SENTENCES[:4]))
+    )

@@ -6,7 +6,6 @@ about the text itself. `Predictor` sends rows here.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections import Counter
@@ -196,6 +195,7 @@ class Speaker:
         candidates: Sequence[str] = (),
         on_piece: Callable[[Piece], None] | None = None,
         first: int = 0,
+        per_token: bool = False,
     ) -> list[dict[str, Any]]:
         """Return what the model makes of texts: their continuation, the best of `candidates`, or what their masks hid.
 
@@ -205,13 +205,14 @@ class Speaker:
             candidates: answers to choose from instead; each text is a prompt, which an answer follows.
             on_piece: is shown a continuation as it comes.
             first: number of the first row, from which pieces and the seeds of draws are counted.
+            per_token: whether candidates are compared by the mean log-probability of their tokens, not by that of the whole.
 
         Returns:
             A prediction a text; of one that the model cannot read, ``error``.
 
         Raises:
             InputError: if a masked model is asked to continue or to choose; if there are options of generation and candidates, or
-                a candidate is empty or there twice.
+                a candidate is empty or there twice; if `per_token` is asked for without any.
         """
         if not self.causal:
             if options is not None or candidates:
@@ -219,6 +220,10 @@ class Speaker:
                     f"a masked language model fills in {self.text.trained.id_to_token(self.text.mask_id or 0)}; it neither continues texts nor scores answers"
                 )
             return [self._filled_or_not(str(text or "")) for text in texts]
+        if per_token and not candidates:
+            raise InputError(
+                "there are no candidates that could be compared per token; name some, or leave it out"
+            )
         answers = self._answers(candidates, options)
         prompts = [self._prompt_or_not(text, answers) for text in texts]
         predictions: list[dict[str, Any]] = [
@@ -226,7 +231,10 @@ class Speaker:
         ]
         good = [(i, prompt) for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
         if answers:
-            shares = score(self.module, [prompt for _, prompt in good], answers).softmax(1)
+            found = score(
+                self.module, [prompt for _, prompt in good], answers, how="mean" if per_token else "sum"
+            )
+            shares = found.softmax(1)
             for (i, _), row in zip(good, shares, strict=True):
                 predictions[i] = {
                     "answer": candidates[int(row.argmax())],
@@ -234,12 +242,11 @@ class Speaker:
                     "answer.scores": dict(zip(candidates, row.tolist(), strict=True)),
                 }
             return predictions
-        # Rows between two that cannot be read: a row's draws are those of its number, whatever is the matter with others.
-        for _, run in itertools.groupby(enumerate(good), key=lambda one: one[1][0] - one[0]):
-            some = [one for _, one in run]
-            start = some[0][0]
-            written = self._continued([prompt for _, prompt in some], options, on_piece, first + start)
-            predictions[start : start + len(some)] = written
+        # A row's draws are those of its number, whatever is the matter with others.
+        numbers = [first + i for i, _ in good]
+        written = self._continued([prompt for _, prompt in good], options, on_piece, numbers)
+        for (i, _), one in zip(good, written, strict=True):
+            predictions[i] = one
         return predictions
 
     def _answers(self, candidates: Sequence[str], options: Generation | None) -> list[list[int]]:
@@ -280,23 +287,18 @@ class Speaker:
         prompts: Sequence[Sequence[int]],
         options: Generation | None,
         on_piece: Callable[[Piece], None] | None,
-        first: int,
+        numbers: Sequence[int],
     ) -> list[dict[str, Any]]:
-        """Continue prompts, the first of which is that of row `first`."""
-        options = options or Generation()
-        if options.seed is not None:
-            options = options.model_copy(update={"seed": (options.seed + first) % 2**63})
-        end = {i for i in (self.text.end_id,) if i is not None}
-        if isinstance(self.text, Chat):
-            end |= self.text.stop_ids
+        """Continue prompts, those of the rows of these numbers."""
         generated = generate(
             self.module,
             prompts,
-            options,
-            end=end,
+            options or Generation(),
+            end=self.text.end_ids,
             decode=self.text.decode_ids,
             tokenizer=self.text.trained,
-            on_piece=on_piece and (lambda piece: on_piece(replace(piece, row=first + piece.row))),
+            numbers=numbers,
+            on_piece=on_piece and (lambda piece: on_piece(replace(piece, row=numbers[piece.row]))),
         )
         return [
             {

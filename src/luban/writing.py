@@ -44,8 +44,8 @@ class Writer:
         ((self.column, text),) = pipeline.written.items()
         assert isinstance(text, Text)
         self.text = text
-        ends = (text.end_id, encoder.forced_last)
-        self.end = {i for i in ends if i is not None}
+        forced = encoder.forced_last
+        self.end = text.end_ids if forced is None else text.end_ids | {forced}
 
     def options(self) -> Generation:
         """Return how a text is written if nothing else is asked for: greedily, as long as training knew texts to be."""
@@ -58,6 +58,7 @@ class Writer:
         options: Generation | None = None,
         batch_size: int = 256,
         on_piece: Callable[[Piece], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[dict[str, Any]]:
         """Return the text of each row as a prediction has it; arguments as in `write`."""
         return [
@@ -67,7 +68,7 @@ class Writer:
                 f"{self.column}.tokens": len(one.ids),
                 f"{self.column}.log_probability": sum(one.logprobs),
             }
-            for one in self.write(encoded, options, batch_size, on_piece)
+            for one in self.write(encoded, options, batch_size, on_piece, numbers)
         ]
 
     def write(
@@ -76,6 +77,7 @@ class Writer:
         options: Generation | None = None,
         batch_size: int = 256,
         on_piece: Callable[[Piece], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Generated]:
         """Return the text of each row.
 
@@ -84,13 +86,16 @@ class Writer:
             options: how; see `options` for the default.
             batch_size: rows at a time.
             on_piece: is shown texts as they come.
+            numbers: number of each row among all of which it is one, by which pieces and seeds are counted; its place by default.
         """
         sources = self._rows(encoded)
+        numbers = range(len(sources)) if numbers is None else numbers
         # Sources of like lengths attend in one call; rows come back in their own order.
         order = np.argsort([len(source) for source in sources], kind="stable").tolist()
         results: dict[int, Generated] = {}
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
+            mine = [numbers[i] for i in places]
             written = generate(
                 self.module,
                 [[self.encoder.start]] * len(places),
@@ -99,25 +104,26 @@ class Writer:
                 decode=self.text.decode_ids,
                 tokenizer=self.text.trained,
                 sources=[sources[i] for i in places],
-                on_piece=None if on_piece is None else _renumbered(on_piece, places),
+                numbers=mine,
+                on_piece=None if on_piece is None else _renumbered(on_piece, mine),
             )
             results.update(zip(places, written, strict=True))
         return [results[i] for i in range(len(order))]
 
     def score(
-        self, encoded: Encoded, target: Array | Flat, texts: Sequence[str], batch_size: int = 64
+        self, encoded: Encoded, target: Flat, sizes: Sequence[int] | Array, batch_size: int = 64
     ) -> list[Score]:
         """Return how probable the model holds given texts.
 
         Args:
             encoded: what `Pipeline.encode` made of the inputs.
-            target: tokens of the texts, as `Text.encode_target` made them.
-            texts: the same, as they are.
+            target: tokens of the texts, and
+            sizes: their bytes, as `Text.encode_measured` made them.
             batch_size: rows at a time.
         """
         losses: list[float] = []
         counts: list[int] = []
-        for start in range(0, len(texts), batch_size):
+        for start in range(0, len(target), batch_size):
             rows = slice_rows({**encoded, self.encoder.target: target}, start, start + batch_size)
             batch = to_batch(rows, self.spec, self.device)
             labels = batch[self.encoder.target]
@@ -127,8 +133,7 @@ class Writer:
                 losses += labels.like(each.double()).sum().tolist()
             counts += labels.lengths.tolist()
         return [
-            Score(loss, count, len(text.encode()))
-            for loss, count, text in zip(losses, counts, texts, strict=True)
+            Score(loss, count, int(size)) for loss, count, size in zip(losses, counts, sizes, strict=True)
         ]
 
     def _rows(self, encoded: Encoded) -> list[list[int]]:
@@ -137,8 +142,8 @@ class Writer:
         return [part.tolist() for part in np.split(ids.values, ids.offsets[1:-1])]
 
 
-def _renumbered(on_piece: Callable[[Piece], None], places: Sequence[int]) -> Callable[[Piece], None]:
-    return lambda piece: on_piece(replace(piece, row=places[piece.row]))
+def _renumbered(on_piece: Callable[[Piece], None], numbers: Sequence[int]) -> Callable[[Piece], None]:
+    return lambda piece: on_piece(replace(piece, row=numbers[piece.row]))
 
 
 def writer_of(module: nn.Module, pipeline: Pipeline, spec: Spec, device: torch.device) -> Writer | None:

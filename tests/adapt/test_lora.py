@@ -81,13 +81,13 @@ def test_a_layer_by_hand() -> None:
     torch.manual_seed(0)
     base = nn.Linear(5, 3)
     x = torch.randn(2, 4, 5)
-    for rslora, scale in ((False, 6 / 4), (True, 6 / math.sqrt(4))):
-        layer = stirred(LoRA(rank=4, alpha=6.0, rslora=rslora).apply(nn.Sequential(base)))[0]
+    for rslora, scale in ((False, 6 / 3), (True, 6 / math.sqrt(3))):
+        layer = stirred(LoRA(rank=3, alpha=6.0, rslora=rslora).apply(nn.Sequential(base)))[0]
         a, b = layer.lora_a, layer.lora_b
         expected = base(x) + scale * (x @ a.T) @ b.T
         torch.testing.assert_close(layer(x), expected)
-    layer = stirred(LoRA(rank=4, alpha=6.0, dora=True).apply(nn.Sequential(base)))[0]
-    weight = base.weight + 1.5 * layer.lora_b @ layer.lora_a
+    layer = stirred(LoRA(rank=3, alpha=6.0, dora=True).apply(nn.Sequential(base)))[0]
+    weight = base.weight + 2.0 * layer.lora_b @ layer.lora_a
     direction = weight / weight.norm(dim=1, keepdim=True)
     torch.testing.assert_close(layer(x), x @ (layer.lora_magnitude[:, None] * direction).T + base.bias)
 
@@ -254,3 +254,16 @@ def test_an_artefact_of_any_family_is_built_again(family: str, tmp_path: Path) -
         again.load_state_dict(safetensors.torch.load_file(tmp_path / "w.safetensors"))
         tolerance = 1e-4 if merged else 0.0
         torch.testing.assert_close(again(batch())["label.logits"], before, atol=tolerance, rtol=tolerance)
+
+
+def test_a_rank_that_a_weight_has_no_room_for_is_refused() -> None:
+    model = model_of("bert", **SMALL)
+    with pytest.raises(
+        RecipeError,
+        match=r"rank 17 is more than layer '[^']*layers\.0\.attention\.q' can use, whose weight is 16 by 16; take a rank of 16 or less",
+    ):
+        LoRA(rank=17).apply(model)
+    LoRA(rank=16).apply(model_of("bert", **SMALL))
+    named = {"*.feed.up": {"rank": 17}}
+    with pytest.raises(RecipeError, match=r"feed\.up' can use, whose weight is 64 by 16"):
+        LoRA.model_validate({"rank": 2, "layers": named}).apply(model_of("bert", **SMALL))

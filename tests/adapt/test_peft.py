@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from luban.adapt._base import Adaptation
+from luban.adapt._peft import read_adapter
 from luban.adapt.lora import LoRA, merge, write_peft
 from luban.artefact import build_model
 from luban.data.contracts import Field, Spec
@@ -19,7 +20,6 @@ from luban.data.ragged import Ragged
 from luban.errors import ArtefactError, RecipeError
 from luban.models._base import Model
 from luban.models._network import Network
-from luban.models.interop.peft import read_adapter
 from luban.recipe import Section
 
 transformers = pytest.importorskip("transformers")

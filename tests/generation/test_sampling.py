@@ -67,7 +67,7 @@ def test_repetition_penalty(seen: list[list[int]], penalty: float) -> None:
 )
 def test_what_is_drawn_is_distributed_as_the_filters_leave_it(options: dict[str, Any]) -> None:
     temperature, x = 0.7, logits(7, 30, 1.5)[:1]
-    sampler = Sampler(Generation(temperature=temperature, seed=0, **options), 1)
+    sampler = Sampler(Generation(temperature=temperature, seed=0, **options), [0])
     draws = 20_000
     tokens = sampler.choose(x.expand(draws, -1), [0] * draws)
     wanted = x
@@ -87,7 +87,7 @@ def test_what_is_drawn_is_distributed_as_the_filters_leave_it(options: dict[str,
 
 def test_the_largest_draw_is_no_token_beyond_the_last() -> None:
     x = torch.tensor([[0.0, 1.0, -torch.inf]])
-    sampler = Sampler(Generation(temperature=1.0, seed=0), 1)
+    sampler = Sampler(Generation(temperature=1.0, seed=0), [0])
     assert int(sampler.choose(x.expand(5000, -1), [0] * 5000).max()) == 1
 
 
@@ -115,7 +115,7 @@ def test_impossible_options(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 2, "top_p": 0.9, "min_p": 0.1}])
 def test_any_temperature_draws_a_token_that_may_be_drawn(temperature: float, filters: dict[str, Any]) -> None:
-    sampler = Sampler(Generation(temperature=temperature, seed=0, **filters), 2)
+    sampler = Sampler(Generation(temperature=temperature, seed=0, **filters), [0, 1])
     logits = torch.tensor([[50.0, -torch.inf, 60.0], [-1e30, 3.0, -torch.inf]])
     for _ in range(20):
         found = sampler.choose(logits, [0, 1])

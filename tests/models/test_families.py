@@ -469,3 +469,18 @@ def test_states_are_named_by_column_and_plainly_where_there_is_one() -> None:
     outputs = build({"type": "textcnn", "size": "tiny"}, spec.fields)(batch)
     assert {"标题.states", "正文.states"} <= outputs.keys()
     assert "states" not in outputs
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-5, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        *((name, "eps") for name in ("bert", "gpt2", "llama", "qwen2", "qwen3", "smollm", "seq2seq")),
+        ("llama", "rope_theta"),
+        ("qwen3", "rope_theta"),
+        ("smollm", "rope_theta"),
+    ],
+)
+def test_what_is_divided_by_is_more_than_nothing(family: str, key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=key):
+        Section("models").parse({"type": family, "size": "tiny", key: value})

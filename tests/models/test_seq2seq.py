@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -423,6 +425,49 @@ def test_a_run_learns_to_write_words_backwards(tmp_path: Path, monkeypatch: pyte
     weights.write_bytes(changed)
     with pytest.raises(LubanError):
         luban.load("model")
+
+
+def test_what_was_cut_is_not_measured_and_each_row_draws_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = reversals(Path("rows.jsonl"), 120)
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["data"]["targets"]["back"]["max_length"] = 4
+    recipe["data"]["weight"] = "often"
+    del recipe["train"]["metric"], recipe["data"]["groups"]
+    recipe["train"]["epochs"] = 1
+    Path("rows.jsonl").write_text(
+        "".join(json.dumps({**row, "often": 1 + i % 3}) + "\n" for i, row in enumerate(rows))
+    )
+    luban.train(recipe, output="model")
+    predictor = luban.load("model")
+    writer = predictor.writer
+    assert writer is not None
+    texts = pl.DataFrame({"word": ["ab", "abedabed"], "back": ["ba", "debadeba"], "often": [1.0, 3.0]})
+    ids, sizes = writer.text.encode_measured(texts["back"])
+    assert (np.diff(ids.offsets).tolist(), sizes.tolist()) == ([3, 4], [2, 4]), (
+        "three and its end, four of eight"
+    )
+    encoded, _ = predictor.encode(texts)
+    one, other = writer.score(encoded, ids, sizes)
+    assert (one.bytes, other.bytes, one.tokens, other.tokens) == (2, 4, 3, 4)
+    texts.write_ndjson("two.jsonl")
+    found = luban.evaluate("model", "two.jsonl", resamples=0)
+    expected = (one.loss + 3 * other.loss) / (one.bytes + 3 * other.bytes) / math.log(2)
+    assert found["metrics"]["back.bits_per_byte"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert found["cleaned"]["back: texts cut to max_length"] == 1
+
+    how = {"temperature": 3.0, "seed": 1, "max_tokens": 8}
+    asked = [{"word": "abe"}] * 6
+    drawn = [row["back"] for row in predictor.predict(asked, generation=how)]
+    assert len(set(drawn)) > 3
+    parts = [predictor.predict(asked[i : i + 2], generation=how, first=i) for i in (0, 2, 4)]
+    assert [row["back"] for part in parts for row in part] == drawn
+    assert [row["back"] for row in predictor.predict(asked, generation=how, batch_size=2)] == drawn
+    pieces: list[int] = []
+    predictor.predict(asked[:2], generation=how, first=7, on_piece=lambda piece: pieces.append(piece.row))
+    assert set(pieces) == {7, 8}
 
 
 def test_a_written_text_beside_a_category(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

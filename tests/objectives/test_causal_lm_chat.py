@@ -80,7 +80,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def test_labels_are_the_tokens_of_answers_and_of_their_ends(plan: Plan) -> None:
     chat = plan.prepared.pipeline.inputs["messages"]
     assert isinstance(chat, Chat)
-    end = next(iter(chat.stop_ids))
+    end = next(iter(chat.end_ids))
     for batch in plan.loader.batches(0):
         ids, labels, read = (batch[f"messages.{name}"] for name in ("ids", "labels", "read"))
         assert isinstance(ids, Ragged)
@@ -254,10 +254,10 @@ def test_tuning_goes_on_from_an_artefact_with_its_template_and_its_end(tuned: Pa
     )
     assert isinstance(chat, Chat)
     assert isinstance(before, Chat)
-    assert (chat.chat_template, chat.end_id, chat.stop_ids) == (
+    assert (chat.chat_template, chat.end_id, chat.end_ids) == (
         before.chat_template,
         before.end_id,
-        before.stop_ids,
+        before.end_ids,
     )
     (part,) = compute_losses(plan.step.objectives, plan.model.eval(), next(plan.loader.batches(0))).values()
     assert float(part.total.detach() / part.count) < 0.1, "its weights are those of the artefact"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from luban.predict import load
 from tiny_case import Luban
 
 transformers = pytest.importorskip("transformers")
-from published import NAMES, TEMPLATE, TEXTS, publish  # noqa: E402
+from published import NAMES, PAIRS, TEMPLATE, TEXTS, publish, publish_pair  # noqa: E402
 
 
 def last_line(luban: Luban, *arguments: str | Path) -> str:
@@ -86,6 +87,23 @@ def test_the_auto_classes_find_it(auto: str, tmp_path: Path, luban: Luban) -> No
             made.generation_config.eos_token_id
             == transformers.AutoTokenizer.from_pretrained(tmp_path / "back").eos_token_id
         )
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_an_encoder_with_a_decoder_comes_back(kind: str, tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = publish_pair(tmp_path / "theirs", kind)
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours").code == 0
+    answer = drift_of(luban, tmp_path / "ours", tmp_path / "back")
+    assert answer["architecture"] == PAIRS[kind][0]
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "back").eval()
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    for text, other in pairwise(TEXTS):
+        ids, labels = torch.tensor([ids_of(tokenizer, text)]), torch.tensor([ids_of(tokenizer, other)])
+        assert ids_of(reader, text) == ids[0].tolist()
+        with torch.no_grad():
+            one, two = (m(input_ids=ids, labels=labels) for m in (model, again))
+        torch.testing.assert_close(two.logits, one.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(two.loss, one.loss, rtol=1e-5, atol=1e-5)
 
 
 # --- what was trained here ----------------------------------------------------------------------------------
@@ -208,6 +226,48 @@ def test_a_masked_model_of_ours(model: str, pairs: bool, rows: Path, tmp_path: P
     row = [{"text": f"good {mask} fine"}]
     one, other = (load(path).predict(row)[0]["fills"][0] for path in (ours, again))
     assert one == pytest.approx(other, abs=1e-5)
+
+
+PAIR = {
+    "type": "seq2seq",
+    "layers": 1,
+    "hidden_size": 16,
+    "heads": 2,
+    "max_positions": 32,
+    "norm": "post",
+    "positions": "learned",
+    "embedding_norm": True,
+}
+
+
+@pytest.mark.parametrize("form", [{}, {"positions": "sinusoidal", "embedding_norm": False}, {"norm": "pre"}])
+def test_a_model_of_ours_that_writes(form: dict[str, Any], rows: Path, tmp_path: Path, luban: Luban) -> None:
+    texts = {"targets": {"city": {"type": "text", "like": "text"}}}
+    ours = trained(luban, rows, tmp_path, {**PAIR, **form}, {}, data=texts)
+    drift_of(luban, ours, tmp_path / "out")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    asked = ["good bad 工具", "fine", "poor 鲁班 good good"]
+    for text, found in zip(asked, load(ours).predict([{"text": text} for text in asked]), strict=True):
+        with torch.no_grad():
+            ids = theirs.generate(torch.tensor([ids_of(reader, text)]))[0, 1:]
+        assert found["city"] == reader.decode(ids, skip_special_tokens=True)
+        assert found["city.tokens"] >= len(ids) - 1
+
+
+def test_a_model_that_writes_and_has_no_counterpart(rows: Path, tmp_path: Path, luban: Luban) -> None:
+    own = {"targets": {"city": "text"}}
+    ours = trained(luban, rows, tmp_path, PAIR, {}, data=own)
+    assert (
+        "'text' and 'city' have tokenizers of their own; train with data.targets.city: {type: text, like: text}"
+        in (last_line(luban, "export", ours, "-o", tmp_path / "out"))
+    )
+    shared = {"targets": {"city": {"type": "text", "like": "text"}}}
+    (tmp_path / "more").mkdir()
+    ours = trained(luban, rows, tmp_path / "more", {**PAIR, "positions": "rotary"}, {}, data=shared)
+    assert "transformers has no model with norm post, positions rotary" in last_line(
+        luban, "export", ours, "-o", tmp_path / "out"
+    )
 
 
 def test_what_the_files_cannot_do_is_said(rows: Path, tmp_path: Path, luban: Luban) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from luban.predict import load
 from tiny_case import Luban
 
 transformers = pytest.importorskip("transformers")
-from published import NAMES, TEXTS, publish, rewrite, states_of  # noqa: E402
+from published import NAMES, PAIRS, TEXTS, publish, publish_pair, rewrite, states_of  # noqa: E402
 
 ROWS = [{"text": text} for text in TEXTS]
 
@@ -107,7 +108,7 @@ def test_a_classifier_predicts_what_its_pipeline_does(
 def test_a_causal_model_scores_and_continues_as_there(kind: str, tmp_path: Path, luban: Luban) -> None:
     head = "LMHeadModel" if kind == "gpt2" else "ForCausalLM"
     model, tokenizer = publish(tmp_path / "theirs", kind, head)
-    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours")
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--plain")
     assert ran.code == 0, ran.err
     predictor = load(tmp_path / "ours")
     found = predictor.predict(ROWS[:2], generation={"max_tokens": 8, "temperature": 0.0})
@@ -137,6 +138,34 @@ def test_a_masked_model_fills_masks_as_there(kind: str, tmp_path: Path, luban: L
         expected[word] = expected.get(word, 0.0) + share  # bytes of characters read the same
     (found,) = load(tmp_path / "ours").predict([{"text": text}])
     assert found["fills"][0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_an_encoder_with_a_decoder_writes_as_there(kind: str, tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = publish_pair(tmp_path / "theirs", kind)
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["task"] == "seq2seq"
+    predictor = load(tmp_path / "ours")
+    found = predictor.predict(ROWS, generation={"max_tokens": 12})
+    for text, prediction in zip(TEXTS, found, strict=True):
+        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            ids = model.generate(**inputs, max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:]
+        assert prediction["written"] == tokenizer.decode(ids, skip_special_tokens=True)
+    pairs = [{"text": text, "written": other} for text, other in pairwise(TEXTS)]
+    for row, measured in zip(pairs, predictor.replay(pairs), strict=True):
+        inputs = tokenizer(row["text"], return_tensors="pt", return_token_type_ids=False)
+        labels = tokenizer(row["written"], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            loss = model(**inputs, labels=labels).loss
+        assert measured["written.loss"] == pytest.approx(float(loss), rel=1e-5)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    ran = luban("evaluate", tmp_path / "ours", tmp_path / "rows.jsonl", "--resamples", "0", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["metrics"]["written.bits_per_byte"]["value"] > 0
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "named", "--target", "zh", "--column", "en")
+    assert next(iter(load(tmp_path / "named").predict([{"en": "Yes."}])[0])) == "zh"
 
 
 def test_shards(tmp_path: Path, luban: Luban) -> None:
@@ -205,6 +234,145 @@ def test_an_embedding_predicts_vectors_and_refuses_to_be_evaluated(tmp_path: Pat
     )
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "Measure twice?"},
+    {"role": "assistant", "content": "And cut once."},
+    {"role": "user", "content": "今天天气不错。"},
+]
+
+
+def _tuned(folder: Path, *, ends: Any = None) -> tuple[Any, Any]:
+    """A causal model that was tuned on conversations, whose generation_config.json may name several end tokens."""
+    model, tokenizer = publish(folder, "llama", "ForCausalLM")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    model.resize_token_embeddings(len(tokenizer))
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.3)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.3)
+    if ends is not None:
+        model.generation_config.eos_token_id = ends
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+def test_a_model_that_was_tuned_on_conversations_answers_as_there(tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = _tuned(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "chat_template.jinja").is_file()
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--json")
+    assert ran.code == 0, ran.err
+    assert (json.loads(ran.out)["task"], json.loads(ran.out)["column"]) == ("chat", "messages")
+    assert "brings a chat template, so the artefact answers conversations; with --plain" in ran.err
+    for talk in (TALK, TALK[2:]):
+        given = tokenizer.apply_chat_template(
+            talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            ids = model.generate(**given, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        expected = tokenizer.decode(ids[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
+        row = json.dumps({"messages": talk}, ensure_ascii=False)
+        ran = luban("predict", tmp_path / "ours", row, "max_tokens=12")
+        assert json.loads(ran.out)["completion"] == expected
+    assert json.loads(luban("predict", tmp_path / "ours", TALK[2]["content"], "max_tokens=12").out)[
+        "completion"
+    ] == (expected), "a bare text is what a user says"
+    ran = luban("export", tmp_path / "ours", "-o", tmp_path / "back")
+    assert ran.code == 0, ran.err
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert again.apply_chat_template(TALK, tokenize=False) == tokenizer.apply_chat_template(
+        TALK, tokenize=False
+    )
+
+
+def test_a_model_that_was_tuned_on_conversations_can_continue_texts(tmp_path: Path, luban: Luban) -> None:
+    model, tokenizer = _tuned(tmp_path / "theirs")
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--plain", "--json")
+    assert (json.loads(ran.out)["task"], json.loads(ran.out)["column"]) == ("causal_lm", "text")
+    assert "template" not in ran.err
+    inputs = tokenizer(TEXTS[0], return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    expected = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ran = luban("predict", tmp_path / "ours", TEXTS[0], "max_tokens=8")
+    assert json.loads(ran.out)["completion"] == expected
+
+
+def test_a_template_that_never_stops_leaves_a_model_that_continues(tmp_path: Path, luban: Luban) -> None:
+    _tuned(tmp_path / "theirs")
+    (tmp_path / "theirs" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    )
+    ran = luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--json")
+    assert json.loads(ran.out)["task"] == "causal_lm"
+    assert "would never learn to stop" in ran.err
+    assert "so the artefact continues texts, and answers no conversations" in ran.err
+    assert "would never learn to stop" in said(
+        luban, "import", tmp_path / "theirs", "-o", tmp_path / "chat", "--chat"
+    )
+
+
+def test_who_has_no_template_cannot_chat(theirs: Path, tmp_path: Path, luban: Luban) -> None:
+    publish(tmp_path / "theirs", "gpt2", "LMHeadModel")
+    assert "brings no chat template" in said(
+        luban, "import", tmp_path / "theirs", "-o", tmp_path / "ours", "--chat"
+    )
+    assert "is for embedding and answers nobody; leave --chat out" in said(
+        luban, "import", theirs / "theirs", "-o", tmp_path / "ours", "--chat"
+    )
+
+
+@pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
+def test_each_end_token_that_a_model_names_ends_its_texts(where: str, tmp_path: Path, luban: Luban) -> None:
+    """Of a list, any one; the tokenizer itself names but one of them."""
+    model, tokenizer = publish(tmp_path / "theirs", "llama", "ForCausalLM")
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "before", "--plain").code == 0
+    whole = load(tmp_path / "before").predict(ROWS[:1], generation={"max_tokens": 12})[0]
+    inputs = tokenizer(TEXTS[0], return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    new = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    assert whole["completion.tokens"] == len(new) == 12
+    stop = next(token for i, token in enumerate(new) if i > 2 and token not in new[:i])
+    if where == "config.json":
+        (tmp_path / "theirs" / "generation_config.json").unlink()
+    rewrite(tmp_path / "theirs" / where, eos_token_id=[tokenizer.eos_token_id, stop])
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        ids = again.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    expected = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    assert expected == new[: new.index(stop) + 1]
+    assert luban("import", tmp_path / "theirs", "-o", tmp_path / "ours", "--plain").code == 0
+    found = load(tmp_path / "ours").predict(ROWS[:1], generation={"max_tokens": 12})[0]
+    assert (found["completion.tokens"], found["completion.finish_reason"]) == (len(expected) - 1, "end")
+    assert luban("export", tmp_path / "ours", "-o", tmp_path / "back").code == 0
+    back = json.loads((tmp_path / "back" / "generation_config.json").read_text())
+    assert back["eos_token_id"] == [tokenizer.eos_token_id, stop]
+
+
+def test_an_end_token_that_is_no_number_is_refused(tmp_path: Path, luban: Luban) -> None:
+    publish(tmp_path / "theirs", "llama", "ForCausalLM")
+    rewrite(tmp_path / "theirs" / "generation_config.json", eos_token_id=["</s>"])
+    assert "eos_token_id \"['</s>']\", and that must be the number of a token or a list of them" in said(
+        luban, "import", tmp_path / "theirs", "-o", tmp_path / "ours"
+    )
+
+
+def test_a_recipe_that_starts_from_such_a_model_keeps_its_end_tokens(tmp_path: Path) -> None:
+    from luban.data.processors.text import Text
+
+    publish(tmp_path / "theirs", "llama", "ForCausalLM")
+    rewrite(tmp_path / "theirs" / "generation_config.json", eos_token_id=[2, 7, 9])
+    text = Text(tokenizer=str(tmp_path / "theirs"))
+    text.finish()
+    other = Text()
+    other.restore(json.loads(json.dumps(text.state())))
+    assert other.end_ids == text.end_ids == {text.end_id, 2, 7, 9}
+
+
 # --- what cannot be read ------------------------------------------------------------------------------------
 
 
@@ -263,6 +431,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "quantised weights": (lambda f: rewrite(f / "config.json", quantization_config={"quant_method": "gptq"}), "theirs", "holds weights that were quantised (gptq)"),
     "a causal BERT": (lambda f: rewrite(f / "config.json", architectures=["BertLMHeadModel"]), "theirs", "says it is causal, and model type 'bert' looks both ways"),
     "an encoder and a decoder": (lambda f: rewrite(f / "config.json", model_type="bart"), "theirs", "model: {type: seq2seq, from: theirs}"),
+    "another pair": (lambda f: rewrite(f / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"]), "theirs", "encoders with a decoder that can be imported are bart, mbart, marian"),
     "a tokenizer of more tokens": (lambda f: _more_tokens(f), "theirs", "they do not belong together"),
     "no tokenizer": (lambda f: [(f / n).unlink(missing_ok=True) for n in ("tokenizer.json", "tokenizer_config.json")], "theirs", "there is no tokenizer"),
     "nothing there": (lambda f: None, "elsewhere", "there is no directory"),

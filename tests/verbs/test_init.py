@@ -347,3 +347,61 @@ def test_any_table_gives_a_recipe_that_loads(data: st.DataObject) -> None:
     Path("on.yaml").write_text(switched_on(report.recipe), encoding="utf-8")
     assert set(recipes.load("on.yaml").data.inputs) == set(recipe.data.inputs)
     assert report.model["type"] in registry.names("models")
+
+
+def _lines(name: str, rows: list[dict[str, Any]]) -> str:
+    Path(name).write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    return name
+
+
+TALK = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+WORSE = [TALK[0], {"role": "assistant", "content": "3"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "inputs", "objective"),
+    [
+        ({"messages": TALK, "id": 3}, ["messages"], "causal_lm"),
+        ({"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]}, ["messages"], "causal_lm"),
+        ({"instruction": "1 + 1", "input": "", "output": "2"}, ["messages"], "causal_lm"),
+        ({"chosen": TALK, "rejected": WORSE}, ["chosen", "rejected"], "dpo"),
+        ({"prompt": "1 + 1", "chosen": "2", "rejected": "3"}, ["chosen", "rejected"], "dpo"),
+    ],
+)  # fmt: skip
+def test_conversations_and_preferences(row: dict[str, Any], inputs: list[str], objective: str) -> None:
+    report = init(_lines("chats.jsonl", [row] * 20))
+    assert "from: dataset:smollm2" in report.recipe
+    assert [c.name for c in report.columns if c.role == "input"] == inputs
+    assert report.targets == []
+    small = report.recipe.replace("type: smollm", "type: llama").replace(
+        "from: dataset:smollm2", "size: tiny"
+    )
+    Path("small.yaml").write_text(small, encoding="utf-8")
+    recipe = recipes.load(Path("small.yaml"))
+    assert recipe.data.train.type == "conversations"
+    assert list(recipe.data.inputs) == inputs
+    assert [
+        one.type for one in (recipe.objective if isinstance(recipe.objective, list) else [recipe.objective])
+    ] == [objective]
+    assert [one.type for one in recipe.adapt] == ["lora"]
+    json.dumps(report.to_json())
+
+
+def test_columns_that_are_only_called_like_conversations() -> None:
+    rows = [{"messages": f"{i} letters", "label": "ab"[i % 2]} for i in range(40)]
+    report = init(_lines("letters.jsonl", rows))
+    assert report.targets == ["label"]
+    rows = [{"messages": TALK, "label": "ab"[i % 2]} for i in range(40)]
+    with pytest.raises(DataError):  # whoever names a target wants to predict it
+        init(_lines("named.jsonl", rows), targets=["label"])
+
+
+def test_documents_of_plain_text() -> None:
+    Path("corpus.txt").write_text("A good tool improves the way you work.\n\n" * 50, encoding="utf-8")
+    report = init("corpus.txt")
+    assert report.model["type"] == "llama"
+    recipe = recipes.load(Path("corpus.yaml"))
+    assert (recipe.data.train.type, list(recipe.data.inputs)) == ("text", ["text"])
+    assert report.problems[0].message == "How it was read: corpus.txt: 50 documents of blanks alone left out."

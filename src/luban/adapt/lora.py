@@ -21,14 +21,7 @@ from pydantic import PrivateAttr, model_validator
 from torch import Tensor, nn
 
 from luban.adapt._base import Adaptation
-from luban.adapt._surgery import replace_modules
-from luban.errors import RecipeError
-from luban.models._core import Core, Vocabulary
-from luban.models._language import LanguageEncoder
-from luban.models._layers import Count, Dropout, Rate
-from luban.models._low_rank import merged_weight, norms_of
-from luban.models._network import Network
-from luban.models.interop.peft import (
+from luban.adapt._peft import (
     LowRank,
     alpha_of,
     layers_of,
@@ -36,6 +29,13 @@ from luban.models.interop.peft import (
     whole_of,
     write_adapter,
 )
+from luban.adapt._surgery import replace_modules
+from luban.errors import RecipeError
+from luban.models._core import Core, Vocabulary
+from luban.models._language import LanguageEncoder
+from luban.models._layers import Count, Dropout, Rate
+from luban.models._low_rank import merged_weight, norms_of
+from luban.models._network import Network
 from luban.recipe import Config
 from luban.registry import register
 
@@ -155,7 +155,7 @@ class LoRA(Adaptation):
     """A directory of PEFT's (adapter_config.json, adapter_model.safetensors) whose adapters to start from; a head that was
     saved with them is taken over if it has as many classes."""
     rank: Count = 8
-    """Rank of the updates."""
+    """Rank of the updates; no more than the smaller side of each weight."""
     alpha: float | None = Option(default=None, gt=0)
     """The update is scaled by this / rank; twice the rank if left out (Biderman et al., 2024), 16 with `rslora`."""
     dropout: Rate = 0.0
@@ -221,6 +221,12 @@ class LoRA(Adaptation):
             assert isinstance(module, nn.Linear)
             own = given.get(name)
             rank, alpha = self._shape_of(name) if own is None else (len(own.a), own.alpha)
+            most = min(module.weight.shape)
+            if rank > most:
+                raise RecipeError(
+                    f"lora: rank {rank} is more than layer '{name}' can use, whose weight is {' by '.join(map(str, module.weight.shape))}; "
+                    f"take a rank of {most} or less, or give this layer one of its own by layers: {{'{name}': {{rank: {most}}}}}"
+                )
             scale = alpha / (math.sqrt(rank) if self.rslora else rank)
             layer = LowRankLinear(module, rank, scale, self.dropout, self.dora)
             if own is not None:
@@ -331,7 +337,7 @@ class LoRA(Adaptation):
 def write_peft(
     model: nn.Module, steps: list[Any], folder: str | Path, base: str | None = None
 ) -> dict[str, Any]:
-    """Write the adapters of a model in PEFT's format; see `luban.models.interop.peft.write_adapter`.
+    """Write the adapters of a model in PEFT's format; see `luban.adapt._peft.write_adapter`.
 
     Args:
         model: as it was built.

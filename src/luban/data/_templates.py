@@ -2,17 +2,16 @@
 
 They are run as the `transformers` library runs them, so that a template means the same here and there. A template comes with
 somebody's model: it is a stranger's program, and sees nothing but the messages and the names of special tokens, from inside
-Jinja's sandbox.
+a sandbox in which it can neither fill the memory nor loop for ever (`luban.data._sandbox`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from luban.data._messages import Message, UnreadableError
 from luban.errors import DataError
@@ -60,19 +59,8 @@ BUILT_IN = {
 }
 """Name → source."""
 
-_LARGEST_POWER, _LARGEST_PRODUCT, _LONGEST_RANGE = 64, 2**20, 1000
-"""What a template may compute: loops over numbers nest, and strings grow, faster than a sandbox can stop them."""
-
-
-def _counted(*bounds: int) -> range:
-    """A range of a thousand numbers at the most; templates count turns and tools with it."""
-    numbers = range(*bounds)
-    if len(numbers) > _LONGEST_RANGE:
-        raise ValueError(
-            f"a template may count to {_LONGEST_RANGE}, and this one counts {len(numbers)} numbers"
-        )
-    return numbers
-
+_FIXED, _EACH = 2**24, 1024
+"""Characters that a template may make in all: some, and so many for each character of the conversation."""
 
 _SPECIAL = re.compile(r"<\|[^|<>\s'\"]{1,40}\|>")
 
@@ -112,17 +100,21 @@ def render(
         >>> render(BUILT_IN["plain"], [{"role": "user", "content": "1 + 1"}], prompt=True)
         '1 + 1\\n'
     """
+    from luban.data._sandbox import budget
+
     template = _compiled(source)
     moment = now or datetime.now()
+    size = sum(len(one["content"]) for one in messages)
     try:
-        return template.render(
-            messages=messages,
-            add_generation_prompt=prompt,
-            tools=None,
-            documents=None,
-            strftime_now=moment.strftime,
-            **(tokens or {}),
-        )
+        with budget(_FIXED + _EACH * size):
+            return template.render(
+                messages=messages,
+                add_generation_prompt=prompt,
+                tools=None,
+                documents=None,
+                strftime_now=moment.strftime,
+                **(tokens or {}),
+            )
     except Exception as error:  # a template is somebody's program, and may fail in any way
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise UnreadableError(f"the template refuses it: {reason}") from None
@@ -140,69 +132,6 @@ def _compiled(source: str) -> jinja2.Template:
 
 @cache
 def _environment() -> jinja2.Environment:
-    """Return the environment that `transformers` renders in (`utils/chat_template_utils.py`)."""
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from luban.data._sandbox import Bounded
 
-    class Generation(Extension):
-        """``{% generation %}`` marks what a model writes; here that is found without marks, and their inside is kept."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            """Return what stands between the marks."""
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    class Namespace(jinja2.utils.Namespace):
-        """One whose names give no way to Python's inner attributes."""
-
-        def __init__(*args: Any, **kwargs: Any) -> None:
-            self, args = args[0], args[1:]
-            values = dict(*args, **kwargs)
-            for name in values:
-                _check_name(name)
-            jinja2.utils.Namespace.__init__(self, values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _check_name(name)
-            jinja2.utils.Namespace.__setitem__(self, name, value)
-
-    def _check_name(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace has no {name!r}")
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.exceptions.TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # Jinja's own escapes for HTML.
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
-    class Bounded(ImmutableSandboxedEnvironment):
-        """One in which a stranger's template can neither count to a billion nor fill the memory by a product."""
-
-        intercepted_binops = frozenset(["*", "**"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            sizes = [len(one) if isinstance(one, str | list | tuple) else abs(one) for one in (left, right)]
-            if (operator == "**" and max(sizes) > _LARGEST_POWER) or sizes[0] * sizes[1] > _LARGEST_PRODUCT:
-                raise jinja2.exceptions.SecurityError(f"a template may not compute so large a {operator}")
-            return super().call_binop(context, operator, left, right)
-
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.globals["range"] = _counted
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)
-    environment.globals["namespace"] = Namespace
-    return environment
+    return Bounded()

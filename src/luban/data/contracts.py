@@ -15,6 +15,8 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from decimal import Decimal
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
@@ -23,7 +25,20 @@ import polars as pl
 
 from luban.recipe import Component
 
-__all__ = ["Array", "Cleaner", "Encoded", "Field", "Flat", "Processor", "Role", "Source", "Spec", "Split"]
+__all__ = [
+    "Array",
+    "Cleaner",
+    "Encoded",
+    "Field",
+    "Flat",
+    "Processor",
+    "Role",
+    "Source",
+    "Spec",
+    "Split",
+    "in_seconds",
+    "seconds",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Role = Literal["input", "target", "group", "weight", "id"]
@@ -101,6 +116,34 @@ class Flat:
 Encoded: TypeAlias = dict[str, Array | Flat]
 
 
+def in_seconds(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows whose spans of time are numbers of seconds, which every processor can read."""
+    spans = [name for name, dtype in rows.schema.items() if isinstance(dtype, pl.Duration)]
+    return rows.with_columns(seconds(rows[name]) for name in spans) if spans else rows
+
+
+def seconds(values: pl.Series) -> pl.Series:
+    """Return spans of time as numbers of seconds."""
+    units = {"ms": 1e3, "us": 1e6, "ns": 1e9}
+    assert isinstance(values.dtype, pl.Duration)
+    return values.to_physical().cast(pl.Float64) / units[values.dtype.time_unit]
+
+
+def _portable(value: Any) -> Any:
+    """Return a cell as JSON that is read as the same: 1.50 stays '1.50', which a float would not."""
+    if isinstance(value, list):
+        return [_portable(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _portable(one) for key, one in value.items()}
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return str(value)
+    return value.isoformat() if hasattr(value, "isoformat") else value
+
+
 class Source(Component):
     """Rows from somewhere, in chunks."""
 
@@ -173,7 +216,7 @@ class Processor(Component):
 
     def portable(self, values: pl.Series) -> list[Any]:
         """Return values as JSON that means the same on another machine; what only points at data brings the data."""
-        return [value.isoformat() if hasattr(value, "isoformat") else value for value in values.to_list()]
+        return [_portable(value) for value in values.to_list()]
 
     @abstractmethod
     def example(self, generator: np.random.Generator, n: int) -> list[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from luban.models.interop import config_of, tensors_of
 from luban.objectives.next_sentence import NextSentence
 from luban.predict import TOLERANCE, Predictor, frame_of
 from luban.tensors import write_tensors
+from luban.writing import Writer
 
 __all__ = ["write"]
 
@@ -34,6 +36,11 @@ _CLASSES = {
     "llama": ("LlamaModel", "LlamaForCausalLM", "LlamaForSequenceClassification"),
     "qwen2": ("Qwen2Model", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification"),
     "qwen3": ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"),
+}
+_PAIRS = {
+    "bart": "BartForConditionalGeneration",
+    "mbart": "MBartForConditionalGeneration",
+    "marian": "MarianMTModel",
 }
 _ROBERTA_OFFSET = 2  # of positions, in a module of ours
 _PROBLEMS = {
@@ -63,6 +70,8 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
         ParityError: if the logits differ.
     """
     merge(predictor.model)  # transformers knows no adapters of ours
+    if predictor.writer is not None:
+        return _write_pair(artefact, predictor, predictor.writer, folder)
     encoder, column, text = _parts(artefact, predictor)
     model = encoder.options
     config = config_of(model, encoder.core.shape.vocabulary)
@@ -92,9 +101,7 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
             notes.append(
                 f"'{target}' is decided at {processor.threshold:g} here and at 0.5 there; the probabilities are the same"  # type: ignore[attr-defined]
             )
-    if artefact.pipeline.cleaners:
-        steps = ", ".join(step.type for step in artefact.pipeline.cleaners)
-        notes.append(f"the artefact cleans rows ({steps}), and transformers does not: clean them before")
+    notes += _cleaning(artefact)
     special = _special(text)
     if kind == "roberta":
         tensors = _counting_from_padding(tensors, special["pad_token_id"])
@@ -106,6 +113,8 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
     _write_tokenizer(text, model, folder, speaks=speaks)
     if encoder.core.shape.causal and speaks:
         ids = {key: value for key, value in special.items() if value is not None}
+        if len(ends := _ends(text)) > 1:
+            ids["eos_token_id"] = ends
         write_json(folder / "generation_config.json", ids)
     return {
         "architecture": architecture,
@@ -114,17 +123,71 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
     }
 
 
+def _cleaning(artefact: Artefact) -> list[str]:
+    if not artefact.pipeline.cleaners:
+        return []
+    steps = ", ".join(step.type for step in artefact.pipeline.cleaners)
+    return [f"the artefact cleans rows ({steps}), and transformers does not: clean them before"]
+
+
+def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder: Path) -> dict[str, Any]:
+    """Write an encoder with its decoder; as `write`."""
+    model, encoder, pipeline = writer.encoder.options, writer.encoder, artefact.pipeline
+    if len(pipeline.inputs) > 1 or pipeline.scored or model.hidden:
+        raise InputError(
+            "transformers reads one text and writes one, and this artefact has more inputs, more targets or hidden layers; format hf cannot hold them"
+        )
+    ((column, text),) = pipeline.inputs.items()
+    assert isinstance(text, Text)
+    if text.trained.to_str() != writer.text.trained.to_str():
+        raise InputError(
+            f"format hf writes one tokenizer, and '{column}' and '{writer.column}' have tokenizers of their own; train with "
+            f"data.targets.{writer.column}: {{type: text, like: {column}}}"
+        )
+    tensors = tensors_of(model, encoder)
+    config = config_of(model, encoder.core.shape.vocabulary)
+    architecture = _PAIRS[config["model_type"]]
+    rows = len(tensors["lm_head.weight"])
+    if "decoder_vocab_size" in config:
+        config["decoder_vocab_size"] = rows
+    elif rows != config["vocab_size"]:
+        raise InputError(
+            f"transformers' '{config['model_type']}' has as many tokens to write as to read, and this model has {rows:,} and {config['vocab_size']:,}; train with model.shared true"
+        )
+    special = _special(text)
+    if special["pad_token_id"] is None:
+        special["pad_token_id"] = encoder.start
+    said = {
+        **special,
+        "decoder_start_token_id": encoder.start,
+        "forced_bos_token_id": encoder.forced_first,
+        "forced_eos_token_id": encoder.forced_last,
+    }
+    write_json(
+        folder / "config.json", {**config, "architectures": [architecture], "torch_dtype": "float32", **said}
+    )
+    write_tensors(tensors, folder / "model.safetensors")
+    _write_tokenizer(text, model, folder, speaks=False)
+    ends = _ends(writer.text)
+    longest = 1 + writer.options().max_tokens  # theirs counts the token that the decoder begins with
+    generation = {**said, **({"eos_token_id": ends} if ends else {}), "max_length": longest}
+    write_json(
+        folder / "generation_config.json", {key: one for key, one in generation.items() if one is not None}
+    )
+    return {
+        "architecture": architecture,
+        "notes": _cleaning(artefact),
+        "drift": _pair_drift(artefact, predictor, writer, folder, column, architecture),
+    }
+
+
 def _parts(artefact: Artefact, predictor: Predictor) -> tuple[LanguageEncoder, str, Text]:
     """Return the language model of an artefact, its column and its text processor, if it has the form that is known there."""
     if not isinstance(artefact.model, Language) or not isinstance(predictor.model, Network):
         raise InputError(
-            f"an artefact of type '{artefact.model.type}' has no counterpart in transformers; format hf takes bert, gpt2, llama, qwen2, qwen3 and smollm"
+            f"an artefact of type '{artefact.model.type}' has no counterpart in transformers; format hf takes bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq"
         )
     encoder = encoder_of(predictor.model)
-    if artefact.pipeline.written:
-        raise InputError(
-            f"an artefact of type '{artefact.model.type}' has two texts, and format hf writes the tokenizer of one; it takes bert, gpt2, llama, qwen2, qwen3 and smollm"
-        )
     if len(predictor.model.encoders) > 1 or len(artefact.pipeline.inputs) > 1:
         raise InputError(
             "transformers reads one text, and this artefact has more inputs; format hf cannot hold them"
@@ -215,6 +278,11 @@ def _special(text: Text) -> dict[str, Any]:
     return found
 
 
+def _ends(text: Text) -> list[int]:
+    """Return the tokens at which a text that is written ends, the usual one first."""
+    return sorted(text.end_ids, key=lambda i: (i != text.end_id, i))
+
+
 def _closing(text: Text) -> int | None:
     """Return the token by which the column closes a text and the tokenizer does not."""
     return text.end_id if text.end and text.frame[1][-1:] != [text.end_id] else None
@@ -261,14 +329,9 @@ def _drift(
     artefact: Artefact, predictor: Predictor, folder: Path, column: str, text: Text, architecture: str
 ) -> float | None:
     """Return the largest difference of a logit over the sample between the two, row by row."""
-    try:
-        import transformers
-    except ImportError:
+    if (read_back := _loaded(folder, architecture)) is None:
         return None
-    transformers.logging.set_verbosity_error()  # its remarks are for those who train with it
-    transformers.logging.disable_progress_bar()
-    theirs = getattr(transformers, architecture).from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs, tokenizer = read_back
     encoder = encoder_of(predictor.model)
     encoder.keep_states = True
     speaks = encoder.language is not None
@@ -292,16 +355,67 @@ def _drift(
             own = ids if written == text.text_of(value) else tokenizer(written)["input_ids"]
         else:
             own = tokenizer(value, truncation=True, max_length=text.max_length)["input_ids"]
-        if own != ids:
-            raise ParityError(
-                f"transformers reads {value[:40]!r} as other tokens than the artefact ({own[:8]} and {ids[:8]}): '{folder}' was not kept"
-            )
+        _require_same(value, own, ids, folder)
         given = Ragged.from_rows([torch.tensor(ids)]).to(predictor.device)
         with torch.inference_mode():
             outputs = predictor.model({f"{column}.ids": given})
             found = theirs(torch.tensor([ids], device="cpu"))
             ours, other = _comparable(outputs, found, column, artefact)
         worst = max(worst, float((ours - other).abs().max()))
+    return _bounded(worst, folder)
+
+
+def _pair_drift(
+    artefact: Artefact, predictor: Predictor, writer: Writer, folder: Path, column: str, architecture: str
+) -> float | None:
+    """As `_drift`, of the tokens that are written."""
+    if (read_back := _loaded(folder, architecture)) is None:
+        return None
+    theirs, tokenizer = read_back
+    text, target = artefact.pipeline.inputs[column], writer.encoder.target
+    assert isinstance(text, Text)
+    worst = 0.0
+    frame = predictor.clean(frame_of([one["row"] for one in artefact.sample])) if artefact.sample else None
+    cells = [] if frame is None else zip(frame[column].to_list(), frame[writer.column].to_list(), strict=True)
+    for cell, wanted in cells:
+        source = text.encode_texts([str(cell or "")])["ids"].values.tolist()  # type: ignore[union-attr]
+        labels = writer.text.encode_target(pl.Series([wanted], dtype=pl.String))["ids"].values.tolist()  # type: ignore[union-attr]
+        if not source or not labels:
+            continue
+        own = tokenizer(str(cell or ""), truncation=True, max_length=text.max_length)["input_ids"]
+        _require_same(str(cell), own, source, folder)
+        ragged = {
+            f"{column}.ids": Ragged.from_rows([torch.tensor(source)]).to(predictor.device),
+            target: Ragged.from_rows([torch.tensor(labels)]).to(predictor.device),
+        }
+        with torch.inference_mode():
+            ours = predictor.model(ragged)[f"{writer.column}.tokens"].logits().cpu()
+            given = torch.tensor([[writer.encoder.start, *labels[:-1]]])
+            other = theirs(input_ids=torch.tensor([source]), decoder_input_ids=given).logits[0]
+        worst = max(worst, float((ours - other).abs().max()))
+    return _bounded(worst, folder)
+
+
+def _loaded(folder: Path, architecture: str) -> tuple[Any, Any] | None:
+    """Return the model and the tokenizer that `transformers` makes of the files; None where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    transformers.logging.set_verbosity_error()  # its remarks are for those who train with it
+    transformers.logging.disable_progress_bar()
+    theirs = getattr(transformers, architecture).from_pretrained(folder).eval()
+    return theirs, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _require_same(value: str, theirs: list[int], ours: list[int], folder: Path) -> None:
+    if theirs != ours:
+        raise ParityError(
+            f"transformers reads {value[:40]!r} as other tokens than the artefact ({theirs[:8]} and {ours[:8]}): '{folder}' was not kept"
+        )
+
+
+def _bounded(worst: float, folder: Path) -> float:
     if worst > 10 * TOLERANCE:
         raise ParityError(
             f"transformers' logits differ from the artefact's by {worst:.2g}; '{folder}' was not kept"

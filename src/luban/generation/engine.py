@@ -59,6 +59,7 @@ def generate(
     decode: Decode,
     tokenizer: Tokenizer | None = None,
     sources: Sequence[Sequence[int]] | None = None,
+    numbers: Sequence[int] | None = None,
     on_piece: Callable[[Piece], None] | None = None,
 ) -> list[Generated]:
     """Continue each prompt.
@@ -71,6 +72,7 @@ def generate(
         decode: turns tokens into text.
         tokenizer: whose tokens these are; needed for a JSON schema or a regular expression only.
         sources: tokens of the text that an encoder reads, for each prompt; a prompt is then what the decoder begins with.
+        numbers: number of each prompt among all of which it is one, from which seeds are counted; its place here by default.
         on_piece: called with every piece as it comes.
 
     Raises:
@@ -87,7 +89,14 @@ def generate(
     logprobs: list[list[float]] = [[] for _ in prompts]
     reasons: list[FinishReason] = ["length"] * len(prompts)
     for piece in stream(
-        module, prompts, options, end=end, decode=decode, tokenizer=tokenizer, sources=sources
+        module,
+        prompts,
+        options,
+        end=end,
+        decode=decode,
+        tokenizer=tokenizer,
+        sources=sources,
+        numbers=numbers,
     ):
         if piece.token is not None:
             ids[piece.row].append(piece.token)
@@ -109,6 +118,7 @@ def stream(
     decode: Decode,
     tokenizer: Tokenizer | None = None,
     sources: Sequence[Sequence[int]] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Piece]:
     """Continue each prompt, and yield each piece as it comes; arguments and errors are those of `generate`.
 
@@ -128,7 +138,8 @@ def stream(
         if options.beams > 1:
             yield from search(reader, prompts, options, end=end, decode=decode, constraint=constraint)
         else:
-            yield from _step_by_step(reader, prompts, options, end, decode, constraint)
+            sampler = Sampler(options, range(len(prompts)) if numbers is None else numbers)
+            yield from _step_by_step(reader, prompts, options, sampler, end, decode, constraint)
     finally:
         module.train(was_training)
 
@@ -171,11 +182,11 @@ def _step_by_step(
     reader: Reader,
     prompts: Sequence[Sequence[int]],
     options: Generation,
+    sampler: Sampler,
     end: Collection[int],
     decode: Decode,
     constraint: Constraint | None,
 ) -> Iterator[Piece]:
-    sampler = Sampler(options, len(prompts))
     rows = [
         _Row(
             number,

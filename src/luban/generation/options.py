@@ -46,7 +46,7 @@ class Generation(Config):
     stop: list[Annotated[str, Limit(min_length=1)]] = []
     """A text ends before the first of these that it would contain."""
     seed: Annotated[int, Limit(ge=0, lt=2**63)] | None = None
-    """Of the draws: the same prompt, in the same place of a batch, gets the same text; drawn if left out."""
+    """Of the draws: the same prompt in the same row of the data gets the same text; drawn if left out."""
     json_schema: dict[str, Any] | None = None
     """The text is JSON of this schema."""
     regex: str | None = None

@@ -92,26 +92,26 @@ class Sampler:
 
     Args:
         options: how.
-        rows: how many there are.
+        numbers: number of each row, by which its seed follows that of the options: rows of the same number draw the same.
 
     Example:
-        >>> Sampler(Generation(), 1).choose(torch.tensor([[0.0, 2.0, 1.0]]), [0]).tolist()
+        >>> Sampler(Generation(), [0]).choose(torch.tensor([[0.0, 2.0, 1.0]]), [0]).tolist()
         [1]
     """
 
-    def __init__(self, options: Generation, rows: int) -> None:
+    def __init__(self, options: Generation, numbers: Sequence[int]) -> None:
         self.options = options
         self.generators: list[torch.Generator] = []
         if options.temperature:
             seed = int(torch.randint(2**63 - 1, ())) if options.seed is None else options.seed
-            self.generators = [torch.Generator().manual_seed((seed + row) % 2**63) for row in range(rows)]
+            self.generators = [torch.Generator().manual_seed((seed + n) % 2**63) for n in numbers]
 
     def choose(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Return a token for each row, int64, (B,).
 
         Args:
             logits: (B, V) float32, penalties and constraints applied.
-            rows: which rows these are, (B,).
+            rows: which rows these are, as places in `numbers`, (B,).
         """
         options = self.options
         if not options.temperature:

@@ -20,6 +20,7 @@ from luban.models._core import Core, Shape, Vocabulary
 from luban.models._encoders import Encoder, Features, is_sequence, read_ragged
 from luban.models._layers import Count, Rate, pooled
 from luban.models._network import Family, Network, module_key
+from luban.models.interop import load_into, located, options_of
 from luban.recipe import Data
 
 __all__ = ["Language", "LanguageEncoder", "encoder_of"]
@@ -74,12 +75,7 @@ class Language(Family):
         """With `from`, take the sizes from there."""
         if not isinstance(values, dict) or not isinstance(values.get("from"), str):
             return values
-        from luban.models.interop import options_of
-
-        if values["from"].startswith("dataset:"):
-            from luban import datasets
-
-            values = {**values, "from": str(datasets.main_file(values["from"].removeprefix("dataset:")))}
+        values = {**values, "from": located(values["from"])}
         found = options_of(cls.type, values["from"])
         for key, value in found.items():
             given = values.get(key, value)
@@ -179,8 +175,6 @@ class Language(Family):
         """Copy the weights of `from` into an encoder."""
         if self.from_ is None:
             return []
-        from luban.models.interop import load_into
-
         assert isinstance(encoder, LanguageEncoder)
         return load_into(self, encoder, Path(self.from_))
 
@@ -257,7 +251,7 @@ class LanguageEncoder(Encoder):
         A batch may say by `column.read`, places in the flat sequence that rise, (M,), where tokens are wanted; else they are
         wanted everywhere.
         """
-        ids, segments = self._joined(batch)
+        ids, segments = self.joined(batch)
         asked = batch.get(f"{self._column}.read")
         assert asked is None or isinstance(asked, Tensor)
         places, back = self._places(ids, asked)
@@ -302,7 +296,7 @@ class LanguageEncoder(Encoder):
         """Applied behind the pooler."""
         return x.tanh()
 
-    def _joined(self, batch: Batch) -> tuple[Ragged, Tensor | None]:
+    def joined(self, batch: Batch) -> tuple[Ragged, Tensor | None]:
         """Return the ids of the text or of both texts of a pair, and which of the two each token belongs to."""
         first = read_ragged(batch, self.names[0])
         given = batch.get(f"{self._column}.segments")

@@ -21,6 +21,7 @@ __all__ = [
     "Count",
     "Dropout",
     "Init",
+    "Positive",
     "Rate",
     "activation_of",
     "dense",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 Count: TypeAlias = Annotated[int, Limit(gt=0)]
+Positive: TypeAlias = Annotated[float, Limit(gt=0, allow_inf_nan=False)]
 Rate: TypeAlias = Annotated[float, Limit(ge=0, lt=1)]
 Activation = Literal[
     "step", "sigmoid", "tanh", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "softplus", "mish"

@@ -12,7 +12,7 @@ from luban.data.contracts import Field
 from luban.models._core import Shape, Vocabulary
 from luban.models._encoders import Encoder, is_sequence
 from luban.models._language import Language, LanguageEncoder, Pool
-from luban.models._layers import Activation, Rate
+from luban.models._layers import Activation, Positive, Rate
 from luban.registry import register
 
 __all__ = ["Bert"]
@@ -48,7 +48,7 @@ class Bert(Language):
     """Activation of the feed-forward part, and of hidden layers."""
     dropout: Rate | list[Rate] = 0.1
     """Dropout after hidden layers; without any, on what the heads read."""
-    eps: float = 1e-12
+    eps: Positive = 1e-12
     """Added to the variance in the norms."""
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from luban.models._layers import Count
 from luban.models._network import Family
 from luban.registry import register
 
-__all__ = ["FastText"]
+__all__ = ["FastText", "NGrams"]
 
 _PRIME, _FACTOR = 2_147_483_647, 1_000_003  # products stay below 2^63
 
@@ -57,10 +57,10 @@ class FastText(Family):
 
     def encoder(self, name: str, field: Field) -> Encoder | None:
         """Read texts."""
-        return _NGrams(self, name, field.size or 0) if is_sequence(field) else None
+        return NGrams(self, name, field.size or 0) if is_sequence(field) else None
 
 
-class _NGrams(Encoder):
+class NGrams(Encoder):
     """The table's rows: one for each token, one for each bucket, and one that stands for 'no n-gram begins here'."""
 
     def __init__(self, options: FastText, name: str, size: int) -> None:

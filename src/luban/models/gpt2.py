@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from luban.models._core import Shape
 from luban.models._language import Language, Pool
-from luban.models._layers import Activation, Count
+from luban.models._layers import Activation, Count, Positive
 from luban.registry import register
 
 __all__ = ["Gpt2"]
@@ -39,7 +39,7 @@ class Gpt2(Language):
     """What of the states is a text's vector: a causal model has seen the whole text only at its last token."""
     activation: Activation = "gelu_tanh"
     """Activation of the feed-forward part, and of hidden layers."""
-    eps: float = 1e-5
+    eps: Positive = 1e-5
     """Added to the variance in the norms."""
 
     @model_validator(mode="after")

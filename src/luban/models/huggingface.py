@@ -29,7 +29,7 @@ from luban.errors import ArtefactError, DataError, LubanError, MissingError, Rec
 from luban.models._encoders import Encoder, Features, is_sequence, read_ragged
 from luban.models._layers import Count, Rate, pooled
 from luban.models._network import Family, Network
-from luban.models.interop.checkpoint import open_checkpoint
+from luban.models.interop.checkpoint import located, open_checkpoint
 from luban.recipe import Data
 from luban.registry import register
 
@@ -76,10 +76,7 @@ class HuggingFace(Family):
         """With `from`, take the configuration from there."""
         if not isinstance(values, dict) or not isinstance(values.get("from"), str):
             return values
-        if values["from"].startswith("dataset:"):
-            from luban import datasets
-
-            values = {**values, "from": str(datasets.main_file(values["from"].removeprefix("dataset:")))}
+        values = {**values, "from": located(values["from"])}
         found = _config_of(values["from"])
         if values.get("config") not in (None, found):
             raise ValueError(f"config is not that of '{values['from']}'; remove it to take what is there")

@@ -12,7 +12,7 @@ from luban.data.contracts import Field
 from luban.models._core import Rope, Shape, Vocabulary
 from luban.models._encoders import Encoder, is_sequence
 from luban.models._language import Language, LanguageEncoder, Pool
-from luban.models._layers import Activation, Count, Rate
+from luban.models._layers import Activation, Count, Positive, Rate
 from luban.recipe import Config
 from luban.registry import register
 
@@ -67,9 +67,9 @@ class Llama(Language):
     """Dropout of embeddings and of each part's output."""
     attention_dropout: Rate = 0.0
     """Dropout of attention weights."""
-    eps: float = 1e-5
+    eps: Positive = 1e-5
     """Added to the mean square in the norms."""
-    rope_theta: float = 10_000.0
+    rope_theta: Positive = 10_000.0
     """Base of the rotary positions: the slowest pair turns once in 2π times as many tokens."""
     rope_scaling: Scaling | None = None
     """How rotary positions are stretched."""

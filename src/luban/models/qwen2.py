@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from luban.models._layers import Positive
 from luban.models.llama import Llama
 from luban.registry import register
 
@@ -19,7 +20,7 @@ class Qwen2(Llama):
 
     attention_bias: bool = True
     """Whether queries, keys and values have a bias."""
-    eps: float = 1e-6
+    eps: Positive = 1e-6
     """Added to the mean square in the norms."""
-    rope_theta: float = 1_000_000.0
+    rope_theta: Positive = 1_000_000.0
     """Base of the rotary positions: the slowest pair turns once in 2π times as many tokens."""

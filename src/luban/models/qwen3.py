@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from luban.models._layers import Positive
 from luban.models.llama import Llama
 from luban.registry import register
 
@@ -21,7 +22,7 @@ class Qwen3(Llama):
 
     NORM_QUERIES: ClassVar = True
 
-    eps: float = 1e-6
+    eps: Positive = 1e-6
     """Added to the mean square in the norms."""
-    rope_theta: float = 1_000_000.0
+    rope_theta: Positive = 1_000_000.0
     """Base of the rotary positions: the slowest pair turns once in 2π times as many tokens."""

@@ -27,7 +27,7 @@ from luban.errors import RecipeError
 from luban.models._core import Core, Projection, Shape, Vocabulary
 from luban.models._encoders import Encoder, is_sequence, read_ragged
 from luban.models._language import Language, LanguageEncoder, encoder_of
-from luban.models._layers import Activation, Count, pooled
+from luban.models._layers import Activation, Count, Positive, pooled
 from luban.models._network import Network
 from luban.recipe import Data
 from luban.registry import register
@@ -90,7 +90,7 @@ class Seq2Seq(Language):
     """What of the encoder's states is the text's vector, which other targets are read off."""
     activation: Activation = "gelu"
     """Activation of the feed-forward part, and of hidden layers."""
-    eps: float = 1e-5
+    eps: Positive = 1e-5
     """Added to the variance in the norms."""
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from luban.models._layers import Count
+from luban.models._layers import Count, Positive
 from luban.models.llama import Llama
 from luban.registry import register
 
@@ -29,5 +29,5 @@ class SmolLM(Llama):
 
     max_positions: Count = 8192
     """Tokens of a text, at the most."""
-    rope_theta: float = 100_000.0
+    rope_theta: Positive = 100_000.0
     """Base of the rotary positions: the slowest pair turns once in 2π times as many tokens."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +19,9 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.contracts import Field, Processor, Spec
 from luban.data.pipeline import Pipeline
+from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
-from luban.errors import ArtefactError, RecipeError
+from luban.errors import ArtefactError, DataError, RecipeError
 from luban.models._language import Language
 from luban.models._network import Network, module_key
 from luban.models.interop import FAMILIES, Checkpoint, open_checkpoint
@@ -42,6 +45,8 @@ _SAMPLE = (
     "Numbers such as 3.14159 and 2,718 matter, and so do emoji 🙂.",
     "第一次来这里，服务很好，下次还会再来。",
 )
+_TALKS = (_SAMPLE[:2], _SAMPLE[2:4], _SAMPLE[4:])
+"""Of a model that chats: who speaks takes turns."""
 _HEADS = ("classifier.out_proj", "classifier", "score")
 _POOLS = {
     "pooling_mode_cls_token": "first",
@@ -55,28 +60,33 @@ def import_model(
     source: str | Path,
     output: str | Path,
     *,
-    column: str = "text",
-    target: str = "label",
+    column: str | None = None,
+    target: str | None = None,
     pool: str | None = None,
+    chat: bool | None = None,
     force: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Make an artefact of a Hugging Face directory or a GGUF file.
 
     What the model is for follows from its architecture: a sequence classifier predicts `target`, a causal language model
-    generates, a masked one fills masks, and a model without a head embeds texts.
+    generates, a masked one fills masks, an encoder with a decoder writes `target`, and a model without a head embeds texts. A
+    causal model that brings a chat template answers conversations.
 
     Args:
         source: the directory or the .gguf file.
         output: the artefact's directory.
-        column: name of the text column.
-        target: name of the predicted column, for a classifier.
+        column: name of the text column; ``messages`` where it holds conversations and else ``text`` if left out.
+        target: name of the column that is predicted or written; ``label`` of a classifier and else ``written`` if left out.
         pool: how a model without a head makes one vector of a text; as its files say by default.
+        chat: whether a causal model answers conversations or continues texts as they stand; by default it answers where it brings
+            a template of conversations.
         force: replace what is there.
         console: who is told what happens.
 
     Returns:
-        ``artefact``, ``model``, ``parameters``, ``task``.
+        ``artefact``, ``model``, ``parameters``, ``task`` (classification, causal_lm, chat, masked_lm, seq2seq or embedding),
+        ``column``.
 
     Raises:
         LubanError: in one sentence, if the source is none that can be read.
@@ -99,8 +109,15 @@ def import_model(
             f"'{source}' is followed by Normalize, which is left out: vectors have the length that the model gives them"
         )
     text = _text(family, checkpoint)
-    processor = _target(checkpoint) if task == "classification" else None
-    targets = {target: processor} if processor is not None else {}
+    if (talks := _chat(text, checkpoint, task, chat, console)) is not None:
+        text = talks
+    column = column or ("text" if talks is None else "messages")
+    processor: Processor | None = None
+    if task == "classification":
+        processor, target = _target(checkpoint), target or "label"
+    elif task == "seq2seq":
+        processor, target = _written(text, column), target or "written"
+    targets = {} if processor is None or target is None else {target: processor}
     pipeline = Pipeline({column: text}, targets)
     spec = pipeline.spec
     if task in ("causal_lm", "masked_lm"):
@@ -112,7 +129,7 @@ def import_model(
     missing = family.load_pretrained(module)
     if missing and not (missing == ["pooler"] and processor is None and family.pool != "pooler"):
         console.say(f"new weights, which '{source}' lacks: {', '.join(missing)}")
-    if processor is not None:
+    if task == "classification" and processor is not None and target is not None:
         _load_head(module, target, checkpoint, processor)
     options: dict[str, Any] = {
         "data": {
@@ -140,7 +157,11 @@ def import_model(
             artefact.write_json(folder / name, {})
         (folder / "sample.jsonl").write_text("", encoding="utf-8")
         predictor = of_artefact(Artefact.load(folder), verify=False)
-        rows = [{column: sentence} for sentence in _SAMPLE]
+        rows: list[dict[str, Any]] = [{column: sentence} for sentence in _SAMPLE]
+        if talks is not None:
+            rows = [{column: _talk(one)} for one in _TALKS]
+        elif task == "seq2seq" and target is not None:
+            rows = [{**row, target: other} for row, other in zip(rows, _SAMPLE[1:], strict=False)]
         sample = [
             {"row": row, "prediction": prediction}
             for row, prediction in zip(rows, predictor.replay(rows), strict=True)
@@ -160,13 +181,16 @@ def import_model(
             },
         }
         artefact.write_json(folder / "lineage.json", lineage)
+        task = task if talks is None else "chat"
         card.write_imported(folder, lineage=lineage, recipe=recipe, parameters=parameters, task=task)
         load(folder)  # the parity contract, before anybody relies on it
-    return {"artefact": str(place), "model": family.type, "parameters": parameters, "task": task}
+    return {
+        "artefact": str(place), "model": family.type, "parameters": parameters, "task": task, "column": column,
+    }  # fmt: skip
 
 
 def _task(checkpoint: Checkpoint) -> str:
-    """Return what a model is for: classification, causal_lm, masked_lm or embedding."""
+    """Return what a model is for: classification, causal_lm, masked_lm, seq2seq or embedding."""
     architecture = str(([*(checkpoint.said("architectures", list) or []), ""])[0])
     if checkpoint.kind == "gguf":
         return "causal_lm"
@@ -176,9 +200,15 @@ def _task(checkpoint: Checkpoint) -> str:
         return "causal_lm"
     if architecture.endswith(("ForMaskedLM", "ForPreTraining")):
         return "masked_lm"
+    if architecture.endswith(("ForConditionalGeneration", "MTModel")):
+        if checkpoint.config.get("model_type") in FAMILIES["seq2seq"]:
+            return "seq2seq"
+        raise RecipeError(
+            f"'{checkpoint.path}' is a {architecture}; encoders with a decoder that can be imported are {', '.join(FAMILIES['seq2seq'])}"
+        )
     if "For" in architecture:
         raise RecipeError(
-            f"'{checkpoint.path}' is a {architecture}; those that can be imported are sequence classifiers, causal and masked language models, and models without a head"
+            f"'{checkpoint.path}' is a {architecture}; those that can be imported are sequence classifiers, causal and masked language models, encoders with a decoder, and models without a head"
         )
     return "embedding"
 
@@ -186,9 +216,9 @@ def _task(checkpoint: Checkpoint) -> str:
 def _family(checkpoint: Checkpoint, task: str, pool: str | None) -> Language:
     kind = str(checkpoint.config.get("model_type"))
     name = next((name for name, kinds in FAMILIES.items() if kind in kinds), None)
-    if name == "seq2seq":
+    if name == "seq2seq" and task != "seq2seq":
         raise RecipeError(
-            f"'{checkpoint.path}' holds an encoder and a decoder; start a recipe from it, with model: {{type: seq2seq, from: {checkpoint.path}}}"
+            f"'{checkpoint.path}' holds an encoder and a decoder, and not what turns their states into tokens; start a recipe from it, with model: {{type: seq2seq, from: {checkpoint.path}}}"
         )
     if name is None:
         known = sorted({kind for family, kinds in FAMILIES.items() if family != "seq2seq" for kind in kinds})
@@ -268,6 +298,48 @@ def _text(family: Language, checkpoint: Checkpoint) -> Text:
     text = Text(tokenizer=str(checkpoint.path), lowercase=False, max_length=limit)
     text.finish()
     return text
+
+
+def _written(text: Text, column: str) -> Text:
+    """Return what holds texts that are written, with the tokenizer of those that are read; each ends with an end token."""
+    written = Text(like=column, end=text.end_id is not None, max_length=text.max_length)
+    written.share(text)
+    return written
+
+
+def _chat(text: Text, checkpoint: Checkpoint, task: str, asked: bool | None, console: Console) -> Chat | None:
+    """Return what reads conversations, where these are what the model is for or what was asked for."""
+    if asked is False:
+        return None
+    if task != "causal_lm" or text.chat_template is None:
+        if asked:
+            raise RecipeError(
+                f"'{checkpoint.path}' brings no chat template, so nobody can tell how it reads conversations; leave --chat out, or tune "
+                "it on conversations by a recipe"
+                if task == "causal_lm"
+                else f"'{checkpoint.path}' is for {task.replace('_', ' ')} and answers nobody; leave --chat out"
+            )
+        return None
+    chat = Chat(tokenizer=text.tokenizer, lowercase=False, max_length=text.max_length)
+    try:
+        chat.finish()
+    except DataError as error:
+        if asked:
+            raise
+        console.say(f"{error}; so the artefact continues texts, and answers no conversations")
+        return None
+    if asked is None:
+        console.say(
+            f"'{checkpoint.path}' brings a chat template, so the artefact answers conversations; with --plain it continues texts as they stand"
+        )
+    return chat
+
+
+def _talk(contents: Sequence[str]) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": content}
+        for role, content in zip(itertools.cycle(("user", "assistant")), contents, strict=False)
+    ]
 
 
 def _target(checkpoint: Checkpoint) -> Processor:

@@ -38,7 +38,7 @@ class InitReport:
         rows: rows looked at.
         looked: the same for people: ``all 569 rows``.
         columns: one finding for each column, in the order of the data.
-        targets: names of the columns to predict.
+        targets: names of the columns to predict; none where a model learns to speak.
         problems: warnings, then notes.
         model: ``type``, ``size`` and the ``reason``.
     """
@@ -83,6 +83,9 @@ def init(
             f"'{path}' exists already and is left as it is; choose another name by 'output', or replace it by 'force'"
         )
     source = _source(data)
+    spoken = None if targets else _spoken(source)
+    if spoken is not None:
+        return _speaking(spoken, data, path)
     folder = (
         None
         if "://" in data or data.startswith("dataset:")
@@ -92,11 +95,7 @@ def init(
     found = infer(sample, targets, folder)
     source = _by_folder(source, found, sample, folder)
     text = _compose(found, sample, source, data, path)
-    if path is not None:
-        with files.writing(f"'{path}'"):
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+    _write(text, path)
     return InitReport(
         recipe=text,
         path=path,
@@ -107,6 +106,115 @@ def init(
         problems=found.problems,
         model={**found.model, "reason": found.model_reason},
     )
+
+
+def _write(text: str, path: Path | None) -> None:
+    if path is not None:
+        with files.writing(f"'{path}'"):
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+
+
+# --- texts to learn a language from ------------------------------------------------------------------------------------
+
+
+def _spoken(source: Source) -> Source | None:
+    """Return the source of rows from which a model learns to speak: conversations, pairs of answers, documents."""
+    if source.type == "text":
+        return source
+    if source.type not in ("jsonl", "parquet"):
+        return None
+    columns = {*source.columns()}
+    if not (
+        {"messages", "conversations"} & columns
+        or {"chosen", "rejected"} <= columns
+        or {"instruction", "output"} <= columns
+    ):
+        return None
+    found = cast(Source, registry.lookup("sources", "conversations")(path=getattr(source, "path", "")))
+    try:
+        first = next(found.scan(256))
+    except DataError:  # columns of these names that hold something else
+        return None
+    made = first[found.columns()[0]]
+    return found if 2 * made.null_count() <= len(made) else None
+
+
+def _speaking(source: Source, data: str, path: Path | None) -> InitReport:
+    """Write the recipe of a language model, or of one that answers."""
+    sample = look(source)
+    rows = len(sample.rows)
+    names: list[str] = [name for name in ("chosen", "rejected") if name in sample.rows.columns] or [
+        source.columns()[0]
+    ]
+    good = rows - sample.rows[names[0]].null_count()
+    chats = source.type == "conversations"
+    columns = [
+        Column(
+            name,
+            "chat" if name in names and chats else "text" if name in names else None,
+            f"{good:,} of {rows:,} rows hold conversations" if name in names and chats else f"{rows:,} documents"
+            if name in names else "it is no part of the conversations",
+            role="input" if name in names else "left out",
+        )
+        for name in sample.rows.columns
+    ]  # fmt: skip
+    problems = [
+        Problem("warning" if "no conversations" in note else "note", f"How it was read: {note}.")
+        for note in source.notes()
+        if not re.search(r"encoding utf-8\S*( \(recognised\))?$", note)
+    ]
+    model = {"type": "smollm", "from": "dataset:smollm2"} if chats else {"type": "llama", "size": "small"}
+    reason = (
+        "was tuned on conversations, 135 million parameters; or a directory of your own" if chats else "learns from nothing, so give it millions of words; or from: DIRECTORY, to go on from there"
+    )  # fmt: skip
+    objective = "dpo" if len(names) > 1 else "causal_lm"
+    why = {
+        "dpo": "makes the chosen answer more probable than the rejected one",
+        "causal_lm": "learns the answers, and where they end" if chats else "learns the next token",
+    }[objective]
+    inputs = [
+        (
+            f"    {_entry(c.name, 'chat' if chats else '{type: text, tokens: bpe, lowercase: false}')}",
+            c.reason,
+        )
+        for c in columns
+        if c.role == "input"
+    ]
+    name = _scalar(path.name) if path else "RECIPE"
+    lines = [
+        f"# Recipe for {_comment(data)}, written by 'luban init' from {sample}.",
+        "# A line that begins with '#' does nothing; take the '#' away to switch it on.",
+        "#",
+        f"#   luban check {name}    tells what a run will cost, and writes nothing",
+        f"#   luban train {name}    runs it",
+        *_problems(problems),
+        "",
+        "data:",
+        f"  train: {_data(source, data, path)}",
+        "  inputs:",
+        *_aligned(inputs),
+        "",
+        "model:",
+        *_aligned(
+            [(f"  {key}: {value}", reason if i else "") for i, (key, value) in enumerate(model.items())]
+        ),
+        *(["adapt: [{type: lora, rank: 8}]"] if chats else []),
+        *_aligned([(f"objective: {objective}", why)]),
+        "",
+        "# train:",
+        *_aligned(
+            [
+                ("#   epochs: 3", "passes over the rows"),
+                ("#   batch_tokens: 2048", "tokens of a batch; fewer take less memory"),
+                ("#   seed: 1", "another start, to see how much of a result is luck"),
+            ]
+        ),
+    ]
+    text = "\n".join(lines) + "\n"
+    _write(text, path)
+    return InitReport(text, path, rows, str(sample), columns, [], problems, {**model, "reason": reason})
 
 
 # --- the data -------------------------------------------------------------------------------------------------------------

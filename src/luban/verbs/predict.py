@@ -22,6 +22,7 @@ def predict(
     generation: Sequence[str] = (),
     *,
     candidates: Sequence[str] = (),
+    per_token: bool = False,
     device: str = "cpu",
     weights: str = "stored",
     batch_size: int = 256,
@@ -34,6 +35,7 @@ def predict(
         data: a file, ``-`` for JSON lines on standard input, JSON rows, or the value of the only input column.
         generation: ``key=value`` options of how a language model continues a text (`luban.generation.options.Generation`).
         candidates: answers that a language model chooses from, instead of continuing.
+        per_token: whether candidates are compared by the mean log-probability of their tokens, so that long ones have a chance.
         device: ``cpu`` or ``cuda``.
         weights: ``stored``, or ``int8`` for a causal language model.
         batch_size: rows at a time.
@@ -50,7 +52,15 @@ def predict(
     """
     predictor = of_artefact(Artefact.load(artefact), device=device, weights=weights)
     options = options_from(Generation, list(generation), "generation") if generation else None
+    first = 0
     for chunk in chunks_of(data, list(predictor.pipeline.inputs)):
         yield from predictor.predict(
-            chunk, batch_size=batch_size, generation=options, candidates=candidates, on_piece=on_piece
+            chunk,
+            batch_size=batch_size,
+            generation=options,
+            candidates=candidates,
+            per_token=per_token,
+            on_piece=on_piece,
+            first=first,
         )
+        first += len(chunk)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,11 +83,11 @@ def test_answers_and_what_ends_them_are_marked_and_nothing_else(template: str, t
     chat = fitted(
         template=template, tokens=tokens, byte_fallback=tokens == "unigram", normalize="none", vocabulary=400
     )
-    end = chat.trained.id_to_token(next(iter(chat.stop_ids)))
+    end = chat.trained.id_to_token(next(iter(chat.end_ids)))
     ((ids, answer),) = encoded(chat, talk(*TURNS, system="Be exact."))
     assert answers_in(chat, ids, answer) == TURNS[1] + end + TURNS[3] + end
-    assert chat.end_id in chat.stop_ids, "generation stops where an answer ends"
-    assert sum(i in chat.stop_ids and mine for i, mine in zip(ids, answer, strict=True)) == 2, "it has a loss"
+    assert chat.end_id in chat.end_ids, "generation stops where an answer ends"
+    assert sum(i in chat.end_ids and mine for i, mine in zip(ids, answer, strict=True)) == 2, "it has a loss"
     assert chat.decode_ids(ids, skip_special=False) == chat.text_of(talk(*TURNS, system="Be exact."))
 
 
@@ -106,7 +108,7 @@ def test_what_stands_before_an_answer_is_what_a_model_is_asked_with(turns: list[
     for place, i in zip(marked, asked, strict=True):
         assert chat.prompt_of(messages[:i]) == ids[:place]
     contents = [turn.strip() if template == "llama3" else turn for turn in turns[1::2]]
-    end = chat.trained.id_to_token(next(iter(chat.stop_ids)))
+    end = chat.trained.id_to_token(next(iter(chat.end_ids)))
     assert answers_in(chat, ids, answer) == "".join(content + end for content in contents)
 
 
@@ -254,6 +256,74 @@ def test_a_strangers_template_gets_nowhere(attack: str) -> None:
     assert written == "1", "nothing came of it"
 
 
+HUGE = {
+    "a text doubled by ~": "{% set ns = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "by +": "{% set ns = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "by join": "{% set ns = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}",
+    "by a method": "{% set ns = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set ns.s = ns.s.join(['a', 'b', 'c']) %}{% endfor %}",
+    "by a block": "{% set ns = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set b %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = b %}{% endfor %}",
+    "by a macro": "{% macro m(s) %}{{ s }}{{ s }}{% endmacro %}{% set ns = namespace(s='abcdefgh') %}{% for i in range(40) %}{% set ns.s = m(ns.s) %}{% endfor %}",
+    "by replace": "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(40) %}{% set ns.s = ns.s.replace('a', ns.s) %}{% endfor %}",
+    "by the filter": "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(40) %}{% set ns.s = ns.s | replace('a', ns.s) %}{% endfor %}",
+    "by format": "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(40) %}{% set ns.s = '%s%s' % (ns.s, ns.s) %}{% endfor %}",
+    "lists": "{% set ns = namespace(s=[1, 2]) %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "lists by sum": "{% set ns = namespace(s=[1, 2]) %}{% for i in range(40) %}{% set ns.s = [ns.s, ns.s] | map('list') | sum(start=[]) %}{% endfor %}",
+    "nested lists": "{% set ns = namespace(s=['abcdefgh']) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
+    "nested lists as JSON": "{% set ns = namespace(s=['abcdefgh']) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}",
+    "what a namespace shows": "{% set ns = namespace(s='abcdefgh' * 1000) %}{% for i in range(60) %}{% set ns.s = [namespace(a=ns.s), namespace(a=ns.s)] %}{% endfor %}{{ ns }}",
+    "itself": "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ ns }}",
+    "slices": "{% set s = 'abcdefgh' * 100000 %}{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = ns.l + [s[i:]] %}{% endfor %}",
+    "letters": "{% set s = '好' * 1000000 %}{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = ns.l + [s | list] %}{% endfor %}",
+    "pieces": "{% set s = 'a b ' * 250000 %}{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = ns.l + [s.split()] %}{% endfor %}",
+    "dictionaries": "{% set l = [(1, 2)] * 100000 %}{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = ns.l + [dict(messages[0].items())] * 1000 %}{% endfor %}",
+    "a wide place": "{{ 'a' | center(1000000000) }}",
+    "a wide margin": "{{ 'a\nb' | indent(1000000000) }}",
+    "a wide JSON": "{{ [1, 2] | tojson(indent=1000000000) }}",
+    "a wide line": "{{ 'a'.ljust(1000000000) }}",
+    "a wide number": "{{ '%1000000000d' % 1 }}",
+    "a wide number by the filter": "{{ '%1000000000d' | format(1) }}",
+    "a width that is an argument": "{{ '%*d' % (1000000000, 1) }}",
+    "a wide number by the method": "{{ '{:1000000000}'.format(1) }}",
+    "a width inside a place": "{{ '{:{}}'.format(1, 1000000000) }}",
+    "a wide year": "{{ strftime_now('%1000000000Y') }}",
+    "what is written": "{% set s = 'abcdefgh' * 100000 %}{% for i in range(1000) %}{{ s }}{% endfor %}",
+    "lists that are written": "{% set l = ['abcdefgh' * 1000] * 1000 %}{% for i in range(1000) %}{{ l }}{% endfor %}",
+    "loops in loops": "{% for a in range(1000) %}{% for b in range(1000) %}{% for c in range(1000) %}{% endfor %}{% endfor %}{% endfor %}",
+    "a loop that calls itself": "{% for a in [1] recursive %}{{ loop([1, 2]) }}{% endfor %}",
+    "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "sums of products": "{% for a in range(1000) %}{% for b in range(1000) %}{% set c = 'a' * 1000000 %}{% endfor %}{% endfor %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", HUGE)
+def test_a_strangers_template_can_neither_fill_the_memory_nor_loop_for_ever(attack: str) -> None:
+    render(BUILT_IN["chatml"], talk("1"))
+    tracemalloc.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(UnreadableError, match="the template refuses it: ") as error:
+            render(HUGE[attack], talk("1"))
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - started < 20
+    assert len(str(error.value)) < 120
+    assert "\n" not in str(error.value)
+
+
+def test_a_long_conversation_may_be_written_in_any_way() -> None:
+    """What templates do with texts, on a megabyte of them."""
+    source = (
+        "{% set ns = namespace(text='') %}{% for m in messages %}{% set c = m.content | trim %}"
+        "{% if '</think>' in c %}{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+        "{% set ns.text = ns.text ~ m['role'] + ': ' + c.replace('a', 'bb')[:100] ~ '\n' %}{{ c }}{% endfor %}{{ ns.text }}"
+        "{{ messages | map(attribute='content') | join('; ') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
+        "{{ messages | tojson(indent=4) }}{{ '%s' | format('x') }}{{ '{0}!'.format('y') }}{{ messages[::-1][0].content[:3] }}"
+    )
+    messages = talk(*("word </think> a " * 700 for _ in range(100)))
+    assert len(render(source, messages)) > 2e6
+
+
 def test_templates_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     def using(source: str) -> Chat:
         path = tmp_path / "t.jinja"
@@ -301,7 +371,7 @@ def test_a_tokenizers_own_template_is_taken_and_kept(tmp_path: Path) -> None:
         {k: v for k, v in chat.model_dump().items() if k not in ("type", "tokenizer")}
     )
     again.restore(json.loads(json.dumps(chat.state())))
-    assert (again.chat_template, again.stop_ids, again.end_id) == (own, chat.stop_ids, chat.end_id)
+    assert (again.chat_template, again.end_ids, again.end_id) == (own, chat.end_ids, chat.end_id)
     assert set(map(str, chat.files())) == {
         str(folder / name) for name in ("tokenizer.json", "tokenizer_config.json")
     }
@@ -316,7 +386,7 @@ def test_a_tokenizer_without_the_tokens_of_a_template_refuses(tmp_path: Path) ->
         fitted(tokenizer=str(tmp_path))
     chat = fitted(tokenizer=str(tmp_path), template="plain")
     assert chat.trained.get_vocab_size() == text.trained.get_vocab_size(), "no row of the table is added"
-    assert chat.stop_ids == {text.end_id}
+    assert chat.end_ids == {text.end_id}
     plain = Text(tokens="bpe", lowercase=False)
     plain.update(pl.Series(TURNS))
     plain.finish()
@@ -336,10 +406,10 @@ def test_the_end_of_a_turn_becomes_the_end_of_a_text_unless_the_template_asks_fo
     chat = fitted(tokenizer=str(folder))
     turn, text = (chat.trained.token_to_id(name) for name in ("<|im_end|>", "<|endoftext|>"))
     assert chat.end_id == turn, "what is exported stops there too"
-    assert chat.stop_ids == {turn, text}
+    assert chat.end_ids == {turn, text}
     plain = fitted(tokenizer=str(folder), template="plain")
     assert plain.end_id == text
-    assert plain.stop_ids == {text}
+    assert plain.end_ids == {text}
 
 
 def test_an_end_that_is_also_the_filler_is_learnt(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ CASES: list[tuple[str, dict[str, Any], pl.Series]] = [
     ("number", {}, pl.Series([1, 2, 3, None, 2**40])),
     ("number", {}, pl.Series([True, False, None, True])),
     ("number", {}, pl.Series([7.0] * 5)),
+    ("number", {}, pl.Series([datetime.timedelta(seconds=90), None, datetime.timedelta(days=1)])),
+    ("number", {}, pl.Series([Decimal("1.50"), None, Decimal("-2.25")])),
+    ("category", {}, pl.Series([Decimal("1.50"), None, Decimal("-2.25"), Decimal("1.50")])),
+    ("category", {}, pl.Series([datetime.timedelta(seconds=90), None, datetime.timedelta(days=1)])),
+    ("category", {}, pl.Series([b"a", "b\u00e9".encode(), None, b"a"])),
     ("number", {}, pl.Series(["1e300", "1e30", "-1e38", "1", "2"])),
     *(
         ("number", {"normalize": normalize, "missing": missing, "indicator": indicator}, pl.Series([5.0, None, 1.0, 9.5, 2.0, -7.0]))

@@ -225,10 +225,11 @@ def test_npz_arrays_are_chosen_and_renamed(here: Path) -> None:
 def test_npy_types(dtype: str, here: Path) -> None:
     values = np.arange(40).astype("i8").astype(dtype)
     np.save(here / "a.npy", values)
-    assert (
-        read(open_source("a.npy"), 7)["array"].to_list()
-        == pl.Series(values.astype("M8[ms]") if dtype == "M8[s]" else values).to_list()
-    )
+    found = read(open_source("a.npy"), 7)["array"].to_list()
+    if dtype == "m8[ms]":  # spans of time are seconds
+        assert found == pytest.approx([i / 1000 for i in range(40)], rel=1e-15)
+    else:
+        assert found == pl.Series(values.astype("M8[ms]") if dtype == "M8[s]" else values).to_list()
 
 
 def test_npy_stored_by_columns(here: Path) -> None:
@@ -378,3 +379,23 @@ def test_import_is_light() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_spans_of_time_are_seconds(ending: str, here: Path) -> None:
+    from datetime import timedelta
+
+    spans = [timedelta(seconds=90), None, timedelta(days=1, milliseconds=250)]
+    frame = pl.DataFrame({"waited": pl.Series(spans, dtype=pl.Duration("ms")), "label": ["a", "b", "a"]})
+    (frame.write_parquet if ending == "parquet" else frame.write_ipc)(f"rows.{ending}")
+    (found,) = open_source(f"rows.{ending}").scan()
+    assert found["waited"].to_list() == [90.0, None, 86400.25]
+
+
+def test_documents_of_blanks_are_counted(here: Path) -> None:
+    Path("a.txt").write_text("one\n\n  \n...\ntwo\n")
+    source = open_source("a.txt")
+    (found,) = source.scan()
+    assert found["text"].to_list() == ["one", "...", "two"]
+    (found,) = source.scan()
+    assert source.notes()[1:] == ["a.txt: 2 documents of blanks alone left out"]

@@ -96,7 +96,7 @@ def test_a_pair_is_read_as_transformers_reads_it(kind: str, tmp_path: Path) -> N
         states = module(batch)["premise.states"]
         for i, pair in enumerate(zip(FIRST, SECOND, strict=True)):
             inputs = tokenizer(*pair, return_tensors="pt", return_token_type_ids=kind == "bert")
-            joint = encoder._joined(batch)[0]
+            joint = encoder.joined(batch)[0]
             assert joint[i].tolist() == inputs["input_ids"][0].tolist()
             expected = theirs(**inputs).last_hidden_state[0]
             torch.testing.assert_close(states[i], expected, rtol=1e-5, atol=1e-5)
@@ -112,7 +112,7 @@ def test_a_causal_model_keeps_every_token_of_both_texts() -> None:
         "a.ids": Ragged.from_rows([torch.tensor([5, 6]), torch.tensor([7])]),
         "b.ids": Ragged.from_rows([torch.tensor([8, 9]), torch.tensor([], dtype=torch.int64)]),
     }
-    assert [row.tolist() for row in encoder._joined(batch)[0].unbind()] == [[5, 6, 8, 9], [7]]
+    assert [row.tolist() for row in encoder.joined(batch)[0].unbind()] == [[5, 6, 8, 9], [7]]
 
 
 def completed(model: str, **texts: dict[str, Any]) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def tokenizer_of(path: str | Path) -> tuple[Tokenizer, dict[str, str]]:
         path: the file; none of its tensors are read.
 
     Returns:
-        The tokenizer, and as far as the file has them ``bos_token``, ``eos_token``, ``pad_token``, ``unk_token`` and
-        ``chat_template`` (Jinja).
+        The tokenizer, and as far as the file has them ``bos_token``, ``eos_token``, ``eot_token`` and ``eom_token`` (of a turn
+        and of a message, which end a text too), ``pad_token``, ``unk_token`` and ``chat_template`` (Jinja).
 
     Raises:
         RecipeError: if there is no such file, or its tokenizer is of a kind that is not read.
@@ -115,7 +115,7 @@ class _Tokens:
         names: of the tokens, by id.
         types: of the tokens, by id.
         ids: of the tokens, by name.
-        special: ``bos``, ``eos``, ``pad``, ``unk`` → id, as far as they are there.
+        special: ``bos``, ``eos``, ``eot``, ``eom``, ``pad``, ``unk`` → id, as far as they are there.
     """
 
     names: list[str]
@@ -138,7 +138,8 @@ def _tokens(file: GGUF) -> _Tokens:
         )
         raise ArtefactError(f"'{file.path}' is damaged: {what}")
     special: dict[str, int] = {}
-    for short, key in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
+    keys = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "pad": "padding", "unk": "unknown"}
+    for short, key in keys.items():
         place = file.get(f"tokenizer.ggml.{key}_token_id", int)
         if place is not None and 0 <= place < len(
             names

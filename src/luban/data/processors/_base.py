@@ -7,7 +7,7 @@ import math
 import numpy as np
 import polars as pl
 
-from luban.data.contracts import Array
+from luban.data.contracts import Array, seconds
 
 __all__ = ["LARGEST", "as_numbers", "as_words", "in_order", "sigmoid", "smallest_integer"]
 
@@ -18,8 +18,11 @@ LARGEST = 1e38
 def as_numbers(values: pl.Series) -> pl.Series:
     """Return the column as Float64; what is no number, or none that float32 holds, becomes null.
 
-    Thousands separators, surrounding blanks, full-width digits and a trailing percent sign are understood.
+    Thousands separators, surrounding blanks, full-width digits and a trailing percent sign are understood; of a span of time,
+    the seconds.
     """
+    if isinstance(values.dtype, pl.Duration):
+        values = seconds(values)
     if values.dtype == pl.String:
         text = values.str.strip_chars()
         numbers = text.cast(pl.Float64, strict=False)
@@ -47,6 +50,8 @@ def as_words(values: pl.Series) -> pl.Series:
     if values.dtype == pl.String:
         words = values.str.strip_chars()
         return pl.select(pl.when(words != "").then(words)).to_series().alias(values.name)
+    if isinstance(values.dtype, pl.Duration):
+        values = seconds(values)
     if values.dtype.is_float():
         values = values.fill_nan(None)
         whole = values.is_finite() & (values == values.floor()) & (values.abs() < 2**53)

@@ -25,7 +25,16 @@ __all__ = ["files_of", "read"]
 _JSON, _VOCABULARY, _BPE, _MERGES = "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"
 _SETTINGS = "tokenizer_config.json"
 _OURS = "preprocessing.json"  # of an artefact, which says there what its tokenizer does not
-_BESIDE = (_SETTINGS, _OURS, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_GENERATION, _CONFIG = "generation_config.json", "config.json"
+_BESIDE = (
+    _SETTINGS,
+    _OURS,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    _GENERATION,
+    _CONFIG,
+)
 # What a token that says nothing of its part is called, in the order of trust.
 _USUAL = {
     "pad": ("[PAD]", "<pad>", "<|padding|>", "<|finetune_right_pad_id|>"),
@@ -62,7 +71,13 @@ def read(path: Path) -> Ready:
             tokenizer.add_special_tokens([token])
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return Ready(tokenizer, _roles(tokenizer, beside) | beside.roles, beside.chat_template)
+    roles = _roles(tokenizer, beside) | beside.roles
+    ends = dict.fromkeys(
+        [*(name for i in beside.ends if (name := tokenizer.id_to_token(i))), *beside.named_ends]
+    )
+    return Ready(
+        tokenizer, roles, beside.chat_template, tuple(name for name in ends if name != roles.get("end"))
+    )
 
 
 def files_of(path: Path) -> list[Path]:
@@ -106,7 +121,10 @@ def _of_gguf(file: Path) -> Ready:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     roles = {role: said[f"{name}_token"] for name, role in _ROLES.items() if f"{name}_token" in said}
-    return Ready(tokenizer, roles, said.get("chat_template"))
+    named = dict.fromkeys(said[key] for key in ("eot_token", "eom_token") if key in said)
+    return Ready(
+        tokenizer, roles, said.get("chat_template"), tuple(one for one in named if one != roles.get("end"))
+    )
 
 
 class _Beside:
@@ -133,10 +151,13 @@ class _Beside:
         self.chat_template = _template(self.settings.get("chat_template"))
         if (file := folder / "chat_template.jinja").is_file():
             self.chat_template = _text(file)
+        self.ends = _ends(folder)
         self.roles: dict[str, str] = {}
+        self.named_ends: list[str] = []
         for state in _states(folder / _OURS):
             self.roles = dict(state.get("roles") or {})
             self.chat_template = _template(state.get("chat_template"))
+            self.named_ends = list(state.get("ends") or [])
 
     @property
     def kind(self) -> str:
@@ -370,6 +391,20 @@ def _object(file: Path, *, must: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"'{file}' should hold a JSON object, but it holds a {type(found).__name__}")
     return found
+
+
+def _ends(folder: Path) -> list[int]:
+    """Return the tokens at which `transformers` ends a text: those of generation_config.json, or else of config.json."""
+    for file in (folder / _GENERATION, folder / _CONFIG):
+        if (found := _object(file).get("eos_token_id")) is None:
+            continue
+        listed = found if isinstance(found, list) else [found]
+        if not all(type(i) is int and 0 <= i < 2**31 for i in listed):
+            raise DataError(
+                f"'{file}' has eos_token_id {str(found)[:80]!r}, and that must be the number of a token or a list of them"
+            )
+        return listed
+    return []
 
 
 def _states(file: Path) -> Iterator[dict[str, Any]]:

@@ -43,11 +43,13 @@ class Ready:
         tokenizer: of the `tokenizers` library.
         roles: ``pad``, ``unk``, ``cls``, ``sep``, ``mask``, ``begin``, ``end`` → the token with that part to play.
         chat_template: the Jinja template of a conversation, where the tokenizer came with one.
+        ends: further tokens at which a text of its model ends; a model that chats may have several.
     """
 
     tokenizer: Tokenizer
     roles: dict[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

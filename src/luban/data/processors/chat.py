@@ -160,10 +160,10 @@ class Chat(Text):
     # --- what is known once it is fitted ----------------------------------------------------------------
 
     @property
-    def stop_ids(self) -> frozenset[int]:
-        """Numbers of the tokens at which generation stops: the one that ends a turn, and that which ends a text."""
+    def end_ids(self) -> frozenset[int]:
+        """Numbers of the tokens at which generation stops: the one that ends a turn, and those that end a text."""
         numbers = (self.trained.token_to_id(name) for name in self._stops)
-        return frozenset(number for number in numbers if number is not None)
+        return super().end_ids | {number for number in numbers if number is not None}
 
     @property
     def _source(self) -> str:
@@ -231,7 +231,7 @@ class Chat(Text):
         else:
             _require(source, ready, own=option is None and ready.chat_template is not None)
         self._day = datetime.now().isoformat() if "strftime_now" in source else None
-        self._settle(Ready(ready.tokenizer, roles, source))
+        self._settle(Ready(ready.tokenizer, roles, source, ready.ends))
         assert self._closing is not None
         ends = str(self.trained.id_to_token(self._closing.token))
         self._stops = list(dict.fromkeys([ends, *([roles["end"]] if "end" in roles else [])]))

@@ -160,6 +160,13 @@ class Text(Processor):
         return self._id("end")
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Numbers of all tokens at which a text that is written ends: `end_id`, and those that its model names beside it."""
+        names = (self._known.roles.get("end"), *self._known.ends)
+        numbers = (self.trained.token_to_id(name) for name in names if name is not None)
+        return frozenset(number for number in numbers if number is not None)
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Numbers of all tokens that stand for no text."""
         added = self.trained.get_added_tokens_decoder().items()
@@ -190,7 +197,8 @@ class Text(Processor):
     def share(self, owner: Text) -> None:
         """Take another column's tokenizer, once that is fitted."""
         self._framed = owner.special or owner.tokenizer is not None
-        self._finish(Ready(owner.trained, dict(owner._known.roles), owner.chat_template))
+        known = owner._known
+        self._finish(Ready(known.tokenizer, dict(known.roles), known.chat_template, known.ends))
 
     def finish(self) -> None:
         if self.like is not None:
@@ -239,6 +247,14 @@ class Text(Processor):
     def encode_target(self, values: pl.Series) -> Encoded:
         return {"ids": self.encode(values)["ids"]}
 
+    def encode_measured(self, values: pl.Series) -> tuple[Flat, Array]:
+        """Return tokens as a target has them, and the bytes in UTF-8 of the text that is left of each where it was cut, (n,)."""
+        encoded = self._encoded(_strings(values), self.end, self.max_length, measure=True)
+        ids, sizes = encoded["ids"], encoded["bytes"]
+        assert isinstance(ids, Flat)
+        assert not isinstance(sizes, Flat)
+        return ids, sizes
+
     def encode_texts(self, texts: list[str], *, end: bool | None = None) -> Encoded:
         """Encode plain strings; as `encode`.
 
@@ -254,7 +270,24 @@ class Text(Processor):
         assert isinstance(ids, Flat)
         return ids
 
-    def _encoded(self, texts: list[str], end: bool, limit: int | None) -> Encoded:
+    def places(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        """Return where in its text each token lies that `encode_texts` makes of it, as (start, end) in characters.
+
+        Both are equal where a token stands for no text. A token that holds a part of a character has the place of the whole one.
+        """
+        before, after = self.frame
+        closing = int(self.end and self.end_id is not None and after[-1:] != [self.end_id])
+        result = []
+        for one in self.trained.encode_batch(self._without_surrogates(texts), add_special_tokens=False):
+            head, tail, close, kept = len(before), len(after), closing, len(one.ids)
+            if self.max_length is not None and head + kept + tail + close > self.max_length:
+                head = min(head, self.max_length)
+                tail, close = min(tail, self.max_length - head), 0
+                kept = min(kept, self.max_length - head - tail)
+            result.append([(0, 0)] * head + one.offsets[:kept] + [(0, 0)] * (tail + close))
+        return result
+
+    def _encoded(self, texts: list[str], end: bool, limit: int | None, *, measure: bool = False) -> Encoded:
         texts = self._without_surrogates(texts)
         if self._encoder is None:
             self._encoder = Encoder(self.trained)
@@ -275,7 +308,7 @@ class Text(Processor):
             before, after = before[:limit], after[: max(0, limit - len(before))]
             kept = np.minimum(lengths, limit - len(before) - len(after))
         encoded: Encoded = {"ids": _assemble(values, offsets[:-1], kept, before, after, closing, closed)}
-        if self.bytes:
+        if self.bytes or measure:
             encoded["bytes"] = self._lengths(texts, lengths, kept)
         return encoded
 
@@ -335,6 +368,7 @@ class Text(Processor):
             "tokenizer": known.tokenizer.to_str(),
             "roles": known.roles,
             "chat_template": known.chat_template,
+            **({"ends": list(known.ends)} if known.ends else {}),
             **({"framed": True} if self._framed else {}),
         }
 
@@ -347,7 +381,7 @@ class Text(Processor):
             names = {name.strip("[]").lower(): name for name in SPECIAL}
             roles = {role: name for role, name in names.items() if tokenizer.token_to_id(name) is not None}
         self._framed = bool(state.get("framed", False))
-        self._take(Ready(tokenizer, dict(roles), state.get("chat_template")))
+        self._take(Ready(tokenizer, dict(roles), state.get("chat_template"), tuple(state.get("ends", ()))))
 
 
 def _assemble(

@@ -10,7 +10,7 @@ from typing import Annotated, TypeAlias
 import polars as pl
 from pydantic import Field, PrivateAttr
 
-from luban.data.contracts import Source
+from luban.data.contracts import Source, in_seconds
 from luban.data.sources._files import File, find, one_line
 from luban.data.sources._text import Text
 from luban.errors import DataError
@@ -72,7 +72,7 @@ class Files(Source):
             _require_same(files[0], schemas[0], file, schema)
         names = list(schemas[0])
         frames = (
-            frame[names]  # not select, which takes a column named "*" for a pattern
+            in_seconds(frame)[names]  # not select, which takes a column named "*" for a pattern
             for file, schema in zip(files, schemas, strict=True)
             for frame in self._frames(file, schema)
         )

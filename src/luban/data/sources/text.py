@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from luban.data.sources import _text
 from luban.data.sources._files import File
@@ -28,9 +28,11 @@ class Text(TextFiles):
     """
 
     documents: Literal["line", "blank", "file"] = "line"
-    """Where a document ends: with its line, at an empty line, or with its file. Documents without a letter are left out."""
+    """Where a document ends: with its line, at an empty line, or with its file. Documents of blanks alone are left out and counted."""
     column: Annotated[str, Field(min_length=1)] = "text"
     """Name of the column they make."""
+
+    _blank: dict[str, int] = PrivateAttr(default_factory=dict)
 
     def _schema(self, file: File) -> Schema:
         next(iter(self._text(file, whole=False)))  # whatever cannot be read is said now
@@ -38,9 +40,10 @@ class Text(TextFiles):
 
     def _frames(self, file: File, schema: Schema) -> Iterator[pl.DataFrame]:
         batch: list[str] = []
-        size = 0
+        size = self._blank[file.name] = 0
         for document in self._documents(file):
             if not document.strip():
+                self._blank[file.name] += 1
                 continue
             batch.append(document)
             size += len(document)
@@ -49,6 +52,15 @@ class Text(TextFiles):
                 batch, size = [], 0
         if batch:
             yield pl.DataFrame({self.column: batch}, schema=schema)
+
+    def notes(self) -> list[str]:
+        """Return each file's encoding, and how many of its documents were left out, as far as the files were read."""
+        left = [
+            f"{name}: {n:,} {'document' if n == 1 else 'documents'} of blanks alone left out"
+            for name, n in self._blank.items()
+            if n
+        ]
+        return [*super().notes(), *left]
 
     def _documents(self, file: File) -> Iterator[str]:
         held: list[str] = []

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from luban.models.interop.checkpoint import Checkpoint, open_checkpoint
+from luban.models.interop.checkpoint import Checkpoint, located, open_checkpoint
 from luban.models.interop.configs import FAMILIES, config_of, options_of
 from luban.models.interop.names import load_into, tensors_of
 
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "config_of",
     "load_into",
+    "located",
     "open_checkpoint",
     "options_of",
     "tensors_of",

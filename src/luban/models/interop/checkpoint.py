@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luban.errors import ArtefactError, RecipeError
 
-__all__ = ["Checkpoint", "open_checkpoint", "said"]
+__all__ = ["Checkpoint", "located", "open_checkpoint", "said"]
 
 T = TypeVar("T")
 _CALLED = {
@@ -71,6 +71,15 @@ class Checkpoint:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.places[name]()
+
+
+def located(path: str) -> str:
+    """Return a path as it is, and of ``dataset:NAME`` the place on this machine, where it is fetched to."""
+    if not path.startswith("dataset:"):
+        return path
+    from luban import datasets
+
+    return str(datasets.main_file(path.removeprefix("dataset:")))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 
 from luban.errors import RecipeError
 from luban.models.interop.checkpoint import Checkpoint, open_checkpoint, said
-from luban.models.seq2seq import Seq2Seq
 
 if TYPE_CHECKING:
     from luban.models._language import Language
+    from luban.models.seq2seq import Seq2Seq
 
-__all__ = ["FAMILIES", "config_of", "options_of"]
+__all__ = ["FAMILIES", "config_of", "is_pair", "options_of"]
 
 T = TypeVar("T")
 
@@ -54,59 +56,6 @@ _SHARED = {
     "activation": "hidden_act",
     "eps": "layer_norm_eps",
 }
-_KEYS: dict[str, dict[str, str]] = {
-    "bert": _SHARED,
-    "roberta": _SHARED,
-    "distilbert": {
-        "layers": "n_layers",
-        "hidden_size": "dim",
-        "heads": "n_heads",
-        "intermediate": "hidden_dim",
-        "vocabulary": "vocab_size",
-        "max_positions": "max_position_embeddings",
-        "attention_dropout": "attention_dropout",
-        "layer_dropout": "dropout",
-        "activation": "activation",
-    },
-    "gpt2": {
-        "layers": "n_layer",
-        "hidden_size": "n_embd",
-        "heads": "n_head",
-        "intermediate": "n_inner",
-        "vocabulary": "vocab_size",
-        "max_positions": "n_positions",
-        "attention_dropout": "attn_pdrop",
-        "layer_dropout": "resid_pdrop",
-        "activation": "activation_function",
-        "eps": "layer_norm_epsilon",
-    },
-    "seq2seq": {
-        "layers": "encoder_layers",
-        "decoder_layers": "decoder_layers",
-        "hidden_size": "d_model",
-        "heads": "encoder_attention_heads",
-        "intermediate": "encoder_ffn_dim",
-        "vocabulary": "vocab_size",
-        "max_positions": "max_position_embeddings",
-        "attention_dropout": "attention_dropout",
-        "layer_dropout": "dropout",
-        "activation": "activation_function",
-    },
-    "llama": {
-        "layers": "num_hidden_layers",
-        "hidden_size": "hidden_size",
-        "heads": "num_attention_heads",
-        "kv_heads": "num_key_value_heads",
-        "head_size": "head_dim",
-        "intermediate": "intermediate_size",
-        "vocabulary": "vocab_size",
-        "max_positions": "max_position_embeddings",
-        "attention_dropout": "attention_dropout",
-        "activation": "hidden_act",
-        "eps": "rms_norm_eps",
-        "tied": "tie_word_embeddings",
-    },
-}
 _TYPES: dict[str, type] = {
     "attention_dropout": float,
     "layer_dropout": float,
@@ -115,39 +64,44 @@ _TYPES: dict[str, type] = {
     "tied": bool,
 }
 """Key of ours → type of its value, where that is no whole number."""
-_BERT = {"layers": 12, "hidden_size": 768, "heads": 12, "max_positions": 512, "eps": 1e-12}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "bert": {**_BERT, "intermediate": 3072, "activation": "gelu"},
-    "roberta": {**_BERT, "intermediate": 3072, "activation": "gelu"},
-    "distilbert": {
-        "layers": 6,
-        "hidden_size": 768,
-        "heads": 12,
-        "intermediate": 3072,
-        "max_positions": 512,
-        "activation": "gelu",
-    },
-    "gpt2": {
-        "layers": 12,
-        "hidden_size": 768,
-        "heads": 12,
-        "max_positions": 1024,
-        "activation": "gelu_new",
-        "eps": 1e-5,
-    },
-    "llama": {
-        "layers": 32,
-        "hidden_size": 4096,
-        "heads": 32,
-        "max_positions": 2048,
-        "activation": "silu",
-        "eps": 1e-6,
-    },
-}
-"""What the classes of transformers take where config.json lacks a key; the tensors tell where that is not so."""
 _TABLES = ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "shared.weight")
 """What the tables of tokens are called, by the ends of their names."""
-_LAYOUTS = {"xlm-roberta": "roberta", "camembert": "roberta"}
+_ALIASES = {
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    **dict.fromkeys(("bart", "mbart", "marian"), "seq2seq"),
+}
+"""Model types of Hugging Face whose keys are those of another layout; all that are not named have Llama's."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a kind of configuration is read and written: all that differs from one family to another.
+
+    Attributes:
+        keys: key of ours → theirs.
+        read: returns further keys of ours, given the checkpoint, its model type and the keys that were read so far; refuses
+            what ours does not do.
+        write: returns further keys of theirs, given the family's options, the model type and how many tokens there are.
+        defaults: by keys of ours what the classes of transformers take where config.json lacks a key; the tensors tell where that
+            is not so.
+    """
+
+    keys: dict[str, str]
+    read: Callable[[Checkpoint, str, dict[str, Any]], dict[str, Any]]
+    write: Callable[[Language, str, int], dict[str, Any]]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def _layout_of(kind: str) -> tuple[str, _Layout]:
+    """Return the layout of a model type of Hugging Face, and its name."""
+    name = _ALIASES.get(kind, kind if kind in _LAYOUTS else "llama")
+    return name, _LAYOUTS[name]
+
+
+def is_pair(model: Language) -> TypeGuard[Seq2Seq]:
+    """Whether a family has a decoder beside its encoder."""
+    return model.WRITES
 
 
 def options_of(family: str, path: str | Path) -> dict[str, Any]:
@@ -188,10 +142,8 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
         raise RecipeError(
             f"'{found.path}' holds weights that were quantised ({how}), whose numbers mean nothing by themselves; take the model as it was before, or a .gguf file"
         )
-    layout = _LAYOUTS.get(kind, kind)
-    group = "seq2seq" if family == "seq2seq" else layout if layout in _KEYS else "llama"
-    keys = _KEYS[group]
-    options: dict[str, Any] = dict(_DEFAULTS.get(group, {}))
+    layout = _layout_of(kind)[1]
+    keys, options = layout.keys, dict(layout.defaults)
     for ours, theirs in keys.items():
         if (value := found.said(theirs, _TYPES.get(ours, int))) is not None:
             options[ours] = value
@@ -203,31 +155,50 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
             )
         options["activation"] = _ACTIVATIONS[activation]
     _require_shapes(found, options, keys)
-    if family == "seq2seq":
-        return {**options, **_of_seq2seq(found, config, kind)}
-    if family == "bert":
-        options["layout"] = layout
-        segments = found.said("type_vocab_size", int)
-        options["segments"] = 0 if layout == "distilbert" else 2 if segments is None else segments
-        _require(found, "token_type_embeddings.weight", 0, options["segments"], "type_vocab_size")
-        for key, usual in (
-            ("position_embedding_type", "absolute"),
-            ("is_decoder", False),
-            ("add_cross_attention", False),
-        ):
-            _refuse(found, config, key, usual)
-        if layout == "roberta":  # whose table begins with rows for padding
-            options["max_positions"] -= padding_of(found) + 1
-        return options
-    if family == "gpt2":
-        for key, usual in (
-            ("scale_attn_by_inverse_layer_idx", False),
-            ("scale_attn_weights", True),
-            ("add_cross_attention", False),
-        ):
-            _refuse(found, config, key, usual)
-        return options
-    return {**options, **_of_llama(found, config, kind, options)}
+    return {**options, **layout.read(found, kind, options)}
+
+
+def _of_bert(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    layout, _ = _layout_of(kind)
+    segments = found.said("type_vocab_size", int)
+    more: dict[str, Any] = {
+        "layout": layout,
+        "segments": 0 if layout == "distilbert" else 2 if segments is None else segments,
+    }
+    _require(found, "token_type_embeddings.weight", 0, more["segments"], "type_vocab_size")
+    for key, usual in (
+        ("position_embedding_type", "absolute"),
+        ("is_decoder", False),
+        ("add_cross_attention", False),
+    ):
+        _refuse(found, found.config, key, usual)
+    if layout == "roberta":  # whose table begins with rows for padding
+        more["max_positions"] = options["max_positions"] - padding_of(found) - 1
+    return more
+
+
+def _to_bert(model: Language, kind: str, vocabulary: int) -> dict[str, Any]:
+    config: dict[str, Any] = {"tie_word_embeddings": True}
+    if kind != "distilbert":
+        config |= {
+            "type_vocab_size": model.shape(vocabulary).segments,
+            "pad_token_id": 1 if kind == "roberta" else 0,
+        }
+    return config
+
+
+def _of_gpt2(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    for key, usual in (
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("scale_attn_weights", True),
+        ("add_cross_attention", False),
+    ):
+        _refuse(found, found.config, key, usual)
+    return {}
+
+
+def _to_gpt2(model: Language, kind: str, vocabulary: int) -> dict[str, Any]:
+    return {"embd_pdrop": model.layer_dropout, "tie_word_embeddings": True}
 
 
 def padding_of(found: Checkpoint) -> int:
@@ -284,8 +255,9 @@ def _require(found: Checkpoint, ending: str, side: int, size: int, key: str) -> 
     raise RecipeError(f"'{found.path}': tensor '{name}' is {shape}, and the model needs {size} by its {key}")
 
 
-def _of_seq2seq(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[str, Any]:
+def _of_seq2seq(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the keys in which BART, mBART and Marian differ, checking that encoder and decoder are as wide as each other."""
+    config = found.config
     for key in ("attention_heads", "ffn_dim"):
         one, other = config.get(f"encoder_{key}"), config.get(f"decoder_{key}")
         if one != other:
@@ -301,7 +273,7 @@ def _of_seq2seq(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[st
             _refuse(found, config, key, usual)
     tied = found.said("tie_word_embeddings", bool) is not False
     shared = tied and found.said("share_encoder_decoder_embeddings", bool) is not False
-    options: dict[str, Any] = {
+    more: dict[str, Any] = {
         "norm": "pre" if kind == "mbart" else "post",
         "positions": "sinusoidal" if kind == "marian" else "learned",
         "embedding_norm": kind != "marian",
@@ -312,12 +284,12 @@ def _of_seq2seq(found: Checkpoint, config: dict[str, Any], kind: str) -> dict[st
         **_of_generation(found, config),
     }
     if not shared and (size := found.said("decoder_vocab_size", int)):
-        options["decoder_vocabulary"] = size
+        more["decoder_vocabulary"] = size
         for ending in ("decoder.embed_tokens.weight", "lm_head.weight"):
             _require(found, ending, 0, size, "decoder_vocab_size")
-    if kind == "marian" and options["start"] is None:
-        options["start"] = found.said("pad_token_id", int)
-    return {key: value for key, value in options.items() if value is not None}
+    if kind == "marian" and more["start"] is None:
+        more["start"] = found.said("pad_token_id", int)
+    return {key: value for key, value in more.items() if value is not None}
 
 
 def _of_generation(found: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
@@ -341,10 +313,9 @@ def _of_generation(found: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
     return {ours: said(values, theirs, int, found.path) for ours, theirs in names.items()}
 
 
-def _of_llama(
-    found: Checkpoint, config: dict[str, Any], kind: str, options: dict[str, Any]
-) -> dict[str, Any]:
+def _of_llama(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that Llama's relatives have, checking that nothing is asked for that ours does not do."""
+    config = found.config
     bias = found.said("attention_bias", bool)
     if kind != "qwen2" and bias:
         _refuse(found, config, "attention_bias", False)  # theirs then has one on the output too
@@ -423,10 +394,8 @@ def config_of(model: Language, vocabulary: int) -> dict[str, Any]:
         model: the family's options.
         vocabulary: rows of the token table.
     """
-    if isinstance(model, Seq2Seq):
-        return _to_seq2seq(model, vocabulary)
-    kind = FAMILIES[model.type][0] if model.type != "bert" else str(getattr(model, "layout", "bert"))
-    keys = _KEYS.get(kind, _KEYS["llama"])
+    kind = seq2seq_kind(model) if is_pair(model) else str(getattr(model, "layout", FAMILIES[model.type][0]))
+    layout = _layout_of(kind)[1]
     shape = model.shape(vocabulary)
     values: dict[str, Any] = {
         "layers": shape.layers,
@@ -447,17 +416,10 @@ def config_of(model: Language, vocabulary: int) -> dict[str, Any]:
         raise RecipeError(
             f"transformers has no activation '{shape.activation}'; known are {', '.join(sorted(set(_ACTIVATIONS.values())))}"
         )
-    config: dict[str, Any] = {"model_type": kind, **{theirs: values[ours] for ours, theirs in keys.items()}}
-    if kind in ("bert", "roberta"):
-        config["type_vocab_size"] = shape.segments
-        config["pad_token_id"] = 1 if kind == "roberta" else 0
-    elif kind == "gpt2":
-        config["embd_pdrop"] = model.layer_dropout
-    elif kind != "distilbert":
-        config |= _to_llama(model, kind)
-    if kind in ("bert", "roberta", "distilbert", "gpt2"):
-        config["tie_word_embeddings"] = True
-    return config
+    if is_pair(model):
+        values["decoder_layers"] = model.decoder_layers
+    config = {"model_type": kind, **{theirs: values[ours] for ours, theirs in layout.keys.items()}}
+    return config | layout.write(model, kind, vocabulary)
 
 
 def seq2seq_kind(model: Seq2Seq) -> str:
@@ -492,40 +454,27 @@ def seq2seq_kind(model: Seq2Seq) -> str:
     return kinds[form]
 
 
-def _to_seq2seq(model: Seq2Seq, vocabulary: int) -> dict[str, Any]:
-    kind, shape = seq2seq_kind(model), model.shape(vocabulary)
-    activation = next((n for n, ours in _ACTIVATIONS.items() if ours == shape.activation), None)
-    if activation is None:
-        raise RecipeError(
-            f"transformers has no activation '{shape.activation}'; known are {', '.join(sorted(set(_ACTIVATIONS.values())))}"
-        )
+def _to_seq2seq(model: Language, kind: str, vocabulary: int) -> dict[str, Any]:
+    assert is_pair(model)
+    shape = model.shape(vocabulary)
     config: dict[str, Any] = {
-        "model_type": kind,
         "is_encoder_decoder": True,
-        "encoder_layers": shape.layers,
-        "decoder_layers": model.decoder_layers,
-        "d_model": shape.hidden_size,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": model.max_positions,
-        "attention_dropout": model.attention_dropout,
-        "dropout": model.layer_dropout,
-        "activation_function": activation,
         "scale_embedding": model.scaled,
         "tie_word_embeddings": model.tied,
         "decoder_start_token_id": model.start,
         "forced_bos_token_id": model.forced_first,
         "forced_eos_token_id": model.forced_last,
+        "decoder_attention_heads": shape.heads,
+        "decoder_ffn_dim": shape.intermediate,
     }
-    for side in ("encoder", "decoder"):
-        config |= {f"{side}_attention_heads": shape.heads, f"{side}_ffn_dim": shape.intermediate}
     if kind == "marian":
         config["share_encoder_decoder_embeddings"] = bool(model.shared)
         config["decoder_vocab_size"] = vocabulary if model.shared else model.decoder_vocabulary or vocabulary
     return config
 
 
-def _to_llama(model: Language, kind: str) -> dict[str, Any]:
-    shape = model.shape(1)
+def _to_llama(model: Language, kind: str, vocabulary: int) -> dict[str, Any]:
+    shape = model.shape(vocabulary)
     rope: dict[str, Any] = {"rope_theta": shape.rope.base, "rope_type": "default"}
     if shape.rope.scaling == "linear":
         rope |= {"rope_type": "linear", "factor": shape.rope.factor}
@@ -542,3 +491,86 @@ def _to_llama(model: Language, kind: str) -> dict[str, Any]:
     # Older releases of transformers, vLLM and llama.cpp read the first form, newer ones the second.
     scaling = {k: v for k, v in rope.items() if k != "rope_theta"} if rope["rope_type"] != "default" else None
     return {"rope_theta": shape.rope.base, "rope_scaling": scaling, "rope_parameters": rope}
+
+
+_BERT = {"layers": 12, "hidden_size": 768, "heads": 12, "max_positions": 512, "activation": "gelu"}
+_LAYOUTS: dict[str, _Layout] = {
+    "bert": _Layout(_SHARED, _of_bert, _to_bert, {**_BERT, "intermediate": 3072, "eps": 1e-12}),
+    "roberta": _Layout(_SHARED, _of_bert, _to_bert, {**_BERT, "intermediate": 3072, "eps": 1e-12}),
+    "distilbert": _Layout(
+        {
+            "layers": "n_layers",
+            "hidden_size": "dim",
+            "heads": "n_heads",
+            "intermediate": "hidden_dim",
+            "vocabulary": "vocab_size",
+            "max_positions": "max_position_embeddings",
+            "attention_dropout": "attention_dropout",
+            "layer_dropout": "dropout",
+            "activation": "activation",
+        },
+        _of_bert,
+        _to_bert,
+        {**_BERT, "layers": 6, "intermediate": 3072},
+    ),
+    "gpt2": _Layout(
+        {
+            "layers": "n_layer",
+            "hidden_size": "n_embd",
+            "heads": "n_head",
+            "intermediate": "n_inner",
+            "vocabulary": "vocab_size",
+            "max_positions": "n_positions",
+            "attention_dropout": "attn_pdrop",
+            "layer_dropout": "resid_pdrop",
+            "activation": "activation_function",
+            "eps": "layer_norm_epsilon",
+        },
+        _of_gpt2,
+        _to_gpt2,
+        {**_BERT, "max_positions": 1024, "activation": "gelu_new", "eps": 1e-5},
+    ),
+    "seq2seq": _Layout(
+        {
+            "layers": "encoder_layers",
+            "decoder_layers": "decoder_layers",
+            "hidden_size": "d_model",
+            "heads": "encoder_attention_heads",
+            "intermediate": "encoder_ffn_dim",
+            "vocabulary": "vocab_size",
+            "max_positions": "max_position_embeddings",
+            "attention_dropout": "attention_dropout",
+            "layer_dropout": "dropout",
+            "activation": "activation_function",
+        },
+        _of_seq2seq,
+        _to_seq2seq,
+    ),
+    "llama": _Layout(
+        {
+            "layers": "num_hidden_layers",
+            "hidden_size": "hidden_size",
+            "heads": "num_attention_heads",
+            "kv_heads": "num_key_value_heads",
+            "head_size": "head_dim",
+            "intermediate": "intermediate_size",
+            "vocabulary": "vocab_size",
+            "max_positions": "max_position_embeddings",
+            "attention_dropout": "attention_dropout",
+            "activation": "hidden_act",
+            "eps": "rms_norm_eps",
+            "tied": "tie_word_embeddings",
+        },
+        _of_llama,
+        _to_llama,
+        {
+            "layers": 32,
+            "hidden_size": 4096,
+            "heads": 32,
+            "max_positions": 2048,
+            "activation": "silu",
+            "eps": 1e-6,
+        },
+    ),
+}
+"""A new kind of configuration is one entry here."""

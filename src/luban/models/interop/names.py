@@ -14,11 +14,11 @@ from torch import Tensor
 from luban.errors import ArtefactError, RecipeError
 from luban.models._low_rank import merging
 from luban.models.interop.checkpoint import Checkpoint, open_checkpoint
-from luban.models.interop.configs import is_tied, padding_of, seq2seq_kind
-from luban.models.seq2seq import Seq2Seq
+from luban.models.interop.configs import is_pair, is_tied, padding_of, seq2seq_kind
 
 if TYPE_CHECKING:
     from luban.models._language import Language, LanguageEncoder
+    from luban.models.seq2seq import Seq2Seq
 
 __all__ = ["load_into", "names_of", "tensors_of"]
 
@@ -165,7 +165,7 @@ def names_of(model: Language, ours: list[str]) -> dict[str, str]:
         >>> names_of(Llama(size="tiny"), ["core.layers.0.attention.q.weight"])
         {'core.layers.0.attention.q.weight': 'model.layers.0.self_attn.q_proj.weight'}
     """
-    if isinstance(model, Seq2Seq):
+    if is_pair(model):
         return _names_of_seq2seq(model, ours)
     prefix, blocks, block, under, beside = _LAYOUTS[layout_of(model)]
     found: dict[str, str] = {}
@@ -244,7 +244,7 @@ def _require_read(model: Language, checkpoint: Checkpoint, encoder: LanguageEnco
     """Refuse a checkpoint of which a part would be left out without a word."""
     own = list(encoder.state_dict())
     names = set(names_of(model, own).values())
-    pair = isinstance(model, Seq2Seq)
+    pair = is_pair(model)
     layout = "seq2seq" if pair else layout_of(model)
     if pair:
         sides = ("encoder", "decoder") if any(name.startswith("decoder.") for name in own) else ("encoder",)
@@ -304,7 +304,7 @@ def _source(model: Language, checkpoint: Checkpoint, ours: list[str]) -> dict[st
                 if name.startswith("encoders.")
             }
         )
-    if isinstance(model, Seq2Seq):
+    if is_pair(model):
         return _source_of_seq2seq(model, checkpoint, ours)
     prefix = _LAYOUTS[layout_of(model)][0]
     bare = not any(
@@ -405,7 +405,7 @@ def _is_convolution(name: str) -> bool:
 def tensors_of(model: Language, encoder: LanguageEncoder) -> dict[str, Tensor]:
     """Return a module's tensors under the names that `transformers` reads."""
     own = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
-    if isinstance(model, Seq2Seq):
+    if is_pair(model):
         return _tensors_of_seq2seq(model, own)
     names = names_of(model, list(own))
     written = {names[name]: tensor for name, tensor in own.items() if name in names}
