@@ -31,12 +31,22 @@ from luban import files
 from luban.adapt._base import Adaptation
 from luban.data.contracts import Spec
 from luban.data.pipeline import Pipeline
+from luban.decisions._base import Decision
 from luban.errors import ArtefactError, MissingError, RecipeError
 from luban.models._base import Model
 from luban.recipe import Component, Section, read_yaml
 from luban.tensors import write_tensors
 
-__all__ = ["FORMAT", "Artefact", "build_model", "finish_model", "is_artefact", "write", "write_json"]
+__all__ = [
+    "FORMAT",
+    "Artefact",
+    "build_model",
+    "finish_model",
+    "is_artefact",
+    "write",
+    "write_decisions",
+    "write_json",
+]
 
 FORMAT = 1
 _TOKENIZER = "tokenizer.json"
@@ -93,6 +103,7 @@ class Artefact:
         recipe: text of recipe.yaml.
         metrics, lineage: contents of these files.
         sample: frozen rows, each with ``row`` and ``prediction``.
+        decisions: what was fitted on validation rows.
     """
 
     path: Path
@@ -104,6 +115,7 @@ class Artefact:
     metrics: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     sample: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | Path) -> Artefact:
@@ -135,6 +147,7 @@ class Artefact:
             model = Section("models").parse(config["model"])
             adapt = [Section("adapt").parse(step) for step in config["adapt"]]
             spec = Spec.from_json(config["spec"])
+            decisions = [_decision(saved, pipeline) for saved in config.get("decide", [])]
         except (KeyError, TypeError, ValueError, AttributeError, OSError, RecipeError) as error:
             if isinstance(error, RecipeError) and (modules := _imports_of(folder)):
                 # Nothing of a stranger's is imported unasked, so the user must say it.
@@ -171,6 +184,7 @@ class Artefact:
             metrics,
             lineage,
             _read_lines(folder, "sample.jsonl"),
+            decisions,
         )
 
     def build(self) -> nn.Module:
@@ -271,6 +285,21 @@ def write(
     )
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     return files.sha256_of(folder / "model.safetensors")
+
+
+def write_decisions(folder: Path, decisions: Sequence[Decision]) -> None:
+    """Add to an artefact's config.json what was fitted on validation rows."""
+    config = _read_json(folder, "config.json")
+    config["decide"] = [{"options": one.model_dump(), "state": one.state()} for one in decisions]
+    write_json(folder / "config.json", config)
+
+
+def _decision(saved: dict[str, Any], pipeline: Pipeline) -> Decision:
+    decision = cast(Decision, Section("decisions").parse(saved["options"]))
+    decision.restore(saved["state"])
+    if decision.column not in pipeline.scored:
+        raise ValueError(f"'{decision.column}' is decided, and is no target")
+    return decision
 
 
 def _parts(state: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from luban.data.batch import Batch, to_batch
 from luban.data.contracts import Array, Encoded, Spec
 from luban.data.pipeline import Pipeline
 from luban.data.store import slice_rows
+from luban.decisions._base import Decision
 from luban.errors import ArtefactError, DataError, InputError, LubanError, ParityError
 from luban.generation.int8 import to_int8
 from luban.generation.options import Generation
@@ -52,6 +53,7 @@ class Predictor:
         spec: fields of a batch.
         device: where the model is.
         objective: what a language model was trained with, if that is known; it says how texts are measured.
+        decisions: what was fitted on validation rows; it changes outputs, or adds to predictions.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Predictor:
     spec: Spec
     device: torch.device
     objective: Component | None = None
+    decisions: list[Decision] = field(default_factory=list)
 
     @cached_property
     def speaker(self) -> Speaker | None:
@@ -78,7 +81,7 @@ class Predictor:
         """
         predictions: list[dict[str, Any]] = [{} for _ in rows]
         if self.pipeline.scored or (self.speaker is None and self.writer is None):
-            predictions = self._predict(frame_of(list(rows)), 256, None, None, write=False)
+            predictions = self._predict(frame_of(list(rows)), 256, None, None, 0, write=False)
         if self.writer is not None:
             for prediction, own in zip(predictions, self._scored_texts(frame_of(list(rows))), strict=True):
                 prediction.update(own)
@@ -86,6 +89,8 @@ class Predictor:
             values = self.clean(frame_of(list(rows)))[self.speaker.column]
             for prediction, own in zip(predictions, language.replay(self.speaker, values), strict=True):
                 prediction.update(own)
+        for processor in (*self.pipeline.inputs.values(), *self.pipeline.targets.values()):
+            processor.counts()  # what was cut of the sample is no news of the rows that follow
         return predictions
 
     def predict(
@@ -95,7 +100,9 @@ class Predictor:
         batch_size: int = 256,
         generation: Generation | Mapping[str, Any] | None = None,
         candidates: Sequence[str] = (),
+        per_token: bool = False,
         on_piece: Callable[[Piece], None] | None = None,
+        first: int = 0,
     ) -> list[dict[str, Any]]:
         """Return one prediction a row.
 
@@ -110,7 +117,9 @@ class Predictor:
             batch_size: rows at a time.
             generation: how a language model continues a text, or a text is written (`luban.generation.options.Generation`).
             candidates: answers that a language model chooses from, instead of continuing.
+            per_token: whether candidates are compared by the mean log-probability of their tokens, so that long ones have a chance.
             on_piece: is shown a continuation as it comes.
+            first: number of the first row where these rows go on a stream: pieces and the seeds of draws are counted from it.
 
         Raises:
             DataError: if a column that the model reads is missing.
@@ -130,13 +139,15 @@ class Predictor:
             texts = cleaned[self.speaker.column].to_list()
             for start in range(0, len(texts), _SPOKEN):
                 some = texts[start : start + _SPOKEN]
-                predictions += self.speaker.predict(some, options, candidates, on_piece, start)
+                predictions += self.speaker.predict(
+                    some, options, candidates, on_piece, first + start, per_token
+                )
             return predictions
-        if (generation is not None and self.writer is None) or candidates:
+        if (generation is not None and self.writer is None) or candidates or per_token:
             raise InputError(
                 f"only a language model generates or chooses among answers; this artefact predicts {', '.join(self.pipeline.targets) or 'vectors'}"
             )
-        return self._predict(frame, batch_size, options, on_piece)
+        return self._predict(frame, batch_size, options, on_piece, first)
 
     def _predict(
         self,
@@ -144,15 +155,18 @@ class Predictor:
         batch_size: int,
         options: Generation | None,
         on_piece: Callable[[Piece], None] | None,
+        first: int,
         *,
         write: bool = True,
     ) -> list[dict[str, Any]]:
-        """Return one prediction a row, of the targets that are columns; `write` those that are written too."""
+        """Return one prediction a row, the first of which has the number `first`, of the targets that are columns; `write` those
+        that are written too."""
         predictions: list[dict[str, Any]] = []
         for start in range(0, len(frame), _ENCODED):
             part = frame.slice(start, _ENCODED)
             try:
-                encoded, kept = self.encode(part)
+                cleaned = self.clean(part)
+                encoded, kept = self.pipeline.encode(cleaned, targets=False)
             except pl.exceptions.PolarsError as error:
                 # A cell of a kind that no processor foresees (a list where a number belongs): its row alone is at fault.
                 if len(part) == 1:
@@ -163,12 +177,12 @@ class Predictor:
                     alone = [frame_of([row]) for row in part.to_dicts()]
                     predictions += [
                         p
-                        for row in alone
-                        for p in self._predict(row, batch_size, options, on_piece, write=write)
+                        for i, row in enumerate(alone, first + start)
+                        for p in self._predict(row, batch_size, options, on_piece, i, write=write)
                     ]
                 continue
             needed = self.pipeline.scored or not self.pipeline.written
-            outputs = self._outputs(encoded, kept, batch_size) if needed else {}
+            outputs = self._outputs(encoded, kept, batch_size, cleaned) if needed else {}
             decoded: list[dict[str, Any]] = [{} for _ in range(int(kept.sum()))]
             if not self.pipeline.targets:
                 for prediction, vector in zip(decoded, outputs["features"].tolist(), strict=True):
@@ -178,12 +192,18 @@ class Predictor:
                 for prediction, value in zip(decoded, values, strict=True):
                     prediction[column] = value.pop("value")
                     prediction.update({f"{column}.{name}": one for name, one in value.items()})
+            for decision in self.decisions:
+                processor = self.pipeline.targets[decision.column]
+                more = decision.extend(processor, outputs[f"{decision.column}.{processor.output}"])
+                for prediction, value in zip(decoded, more, strict=False):  # most add nothing
+                    prediction.update({f"{decision.column}.{name}": one for name, one in value.items()})
             if self.writer is not None and write and decoded:
-                written = self.writer.predict(encoded, options, batch_size, on_piece)
+                numbers = (first + start + np.flatnonzero(kept)).tolist()
+                written = self.writer.predict(encoded, options, batch_size, on_piece, numbers)
                 for prediction, value in zip(decoded, written, strict=True):
                     prediction.update(value)
             readable = iter(decoded)
-            reasons = None if kept.all() else self._reasons(part)
+            reasons = None if kept.all() else self.reasons(part)
             predictions += [
                 next(readable) if good else {"error": reasons[i] if reasons else ""}
                 for i, good in enumerate(kept.tolist())
@@ -199,9 +219,9 @@ class Predictor:
         cleaned = self.clean(frame)
         encoded, kept = self.pipeline.encode(cleaned, targets=False)
         given = cleaned.filter(pl.Series(kept))[column]
-        texts = given.cast(pl.String, strict=False).fill_null("").to_list()
-        ids = self.writer.text.encode_target(given)["ids"]
-        found = iter(language.losses(column, self.writer.score(encoded, ids, texts)))
+        found = iter(
+            language.losses(column, self.writer.score(encoded, *self.writer.text.encode_measured(given)))
+        )
         return [next(found) if good else {} for good in kept.tolist()]
 
     def outputs(
@@ -218,9 +238,11 @@ class Predictor:
     ) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
         """As `outputs`, for rows that `clean` returned."""
         encoded, kept = self.pipeline.encode(rows, targets=False)
-        return self._outputs(encoded, kept, batch_size), kept
+        return self._outputs(encoded, kept, batch_size, rows), kept
 
-    def _outputs(self, encoded: Encoded, kept: npt.NDArray[np.bool_], batch_size: int) -> dict[str, Array]:
+    def _outputs(
+        self, encoded: Encoded, kept: npt.NDArray[np.bool_], batch_size: int, rows: pl.DataFrame
+    ) -> dict[str, Array]:
         wanted = [f"{column}.{processor.output}" for column, processor in self.pipeline.scored.items()]
         wanted = wanted or ["features"]
         if not kept.any():
@@ -235,7 +257,17 @@ class Predictor:
                 outputs = self.model(batch)
                 for name in wanted:
                     parts[name].append(outputs[name].float().cpu().numpy())
-        return {name: np.concatenate(own) for name, own in parts.items()}
+        result = {name: np.concatenate(own) for name, own in parts.items()}
+        return self.decided(result, rows, kept)
+
+    def decided(
+        self, outputs: dict[str, Array], rows: pl.DataFrame, kept: npt.NDArray[np.bool_]
+    ) -> dict[str, Array]:
+        """Return outputs of the rows that are kept as the decisions change them; rows are cleaned, (n,), and `kept` is (n,)."""
+        for decision in self.decisions:
+            name = f"{decision.column}.{self.pipeline.targets[decision.column].output}"
+            outputs[name] = decision.outputs(outputs[name], rows.filter(pl.Series(kept)))
+        return outputs
 
     def clean(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Clean rows as training did, without dropping any."""
@@ -251,7 +283,8 @@ class Predictor:
         frame = rows if isinstance(rows, pl.DataFrame) else frame_of(list(rows))
         return to_batch(self.encode(frame)[0], self.spec, self.device)
 
-    def _reasons(self, rows: pl.DataFrame) -> list[str]:
+    def reasons(self, rows: pl.DataFrame) -> list[str]:
+        """Return why each row cannot be read, a sentence; empty where it can."""
         cleaned = self.pipeline.clean(rows, predicting=True)
         reasons = [""] * len(rows)
         for column, processor in self.pipeline.inputs.items():
@@ -293,15 +326,19 @@ class Predictor:
         return worst
 
 
-def drift(a: Mapping[Any, Any], b: Mapping[Any, Any], units: Mapping[str, Callable[[float], float]]) -> float:
+def drift(a: Mapping[Any, Any], b: Mapping[Any, Any], units: Mapping[Any, Callable[[float], float]]) -> float:
     """Return the largest difference between two predictions: of scores, or of numbers in their target's `unit`."""
     worst = 0.0
     for name, value in a.items():
         other = b.get(name)
+        if str(name).endswith(".set") and f"{str(name).removesuffix('.set')}.scores" in a:
+            continue  # a class may leave a set when its score stands at the bound; the scores tell the truth
         if isinstance(value, Mapping):
             worst = max(worst, drift(value, other, {}) if isinstance(other, Mapping) else math.inf)
         elif isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
-            worst = max(worst, drift(dict(enumerate(value)), dict(enumerate(other)), {}))
+            own = units.get(str(name).removesuffix(".interval"))
+            ends = dict.fromkeys(range(len(value)), own) if own is not None else {}
+            worst = max(worst, drift(dict(enumerate(value)), dict(enumerate(other)), ends))
         elif (
             isinstance(value, float | int) and not isinstance(value, bool) and isinstance(other, float | int)
         ):
@@ -375,7 +412,12 @@ def of_artefact(
         raise InputError("the device is cuda, but torch sees no CUDA device here; use cpu")
     where = torch.device(device)
     predictor = Predictor(
-        artefact.build().to(where), artefact.pipeline, artefact.spec, where, _objective_of(artefact)
+        artefact.build().to(where),
+        artefact.pipeline,
+        artefact.spec,
+        where,
+        _objective_of(artefact),
+        artefact.decisions,
     )
     if verify:
         try:

@@ -30,6 +30,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -38,6 +39,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from luban import registry
 from luban.errors import RecipeError, did_you_mean
+from luban.gates import Gate
 
 __all__ = [
     "Component",
@@ -336,10 +338,27 @@ class Recipe(Config):
     ) = None
     """What is minimised; by default what each target's kind brings."""
     train: Annotated[Train, Field(default_factory=Train, description="How the parameters are found.")]
+    decide: list[Annotated[Component, Section("decisions")]] = []
+    """How outputs become decisions, fitted on the validation rows after training, in order: temperature, thresholds, conformal."""
+    audits: list[Annotated[Component, Section("audits")]] = []
+    """What is looked for in the finished artefact, on the rows that it is measured on; `luban audit` takes the same options."""
+    gates: list[str] = []
+    """What must be true in the end, or `luban train` ends with exit code 1: 'label.accuracy >= 0.85', a figure of an audit, or
+    'no high', which is about the findings of all audits that fit."""
     sample: Literal["validation", "synthetic"] = "validation"
     """Where the frozen rows of the parity contract come from."""
     imports: list[str] = []
     """Python modules that register components of your own."""
+
+    @field_validator("gates")
+    @classmethod
+    def _sentences(cls, gates: list[str]) -> list[str]:
+        try:
+            for gate in gates:
+                Gate.parse(gate)
+        except RecipeError as error:
+            raise _as_pydantic(error) from None
+        return gates
 
     @model_validator(mode="after")
     def _compositions(self) -> Self:
@@ -636,6 +655,7 @@ _PLACES = {
     "objective": ("objective",), "augment": ("data", "augment"), "adapt": ("adapt",), "model": ("model",),
     "models": ("model",), "optimizer": ("train", "optimizer"), "schedule": ("train", "schedule"),
     "callback": ("train", "callbacks"), "target": ("data", "targets"), "class_weights": ("objective",),
+    "decide": ("decide",), "gate": ("gates",), "audit": ("audits",),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from luban.data.contracts import Array, Cleaner, Encoded, Field, Flat, Processor, Role, Spec
+from luban.data.contracts import Array, Cleaner, Encoded, Field, Flat, Processor, Role, Spec, in_seconds
 from luban.data.processors.text import Text
 from luban.errors import DataError, did_you_mean
 from luban.recipe import Component, Data
@@ -41,6 +41,7 @@ class Pipeline:
         raw_text: input columns whose text is stored too, because an augmentation changes it before it is encoded.
         counts: what was changed or dropped so far, by name.
         aside: inputs that training compared and no model reads, not fitted; a row is still known by them.
+        marked: columns of groups that an objective looks at, encoded for training only.
     """
 
     inputs: dict[str, Processor]
@@ -51,6 +52,7 @@ class Pipeline:
     raw_text: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     aside: dict[str, Processor] = field(default_factory=dict)
+    marked: dict[str, Processor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Data, columns: list[str] | None = None) -> Self:
@@ -115,6 +117,8 @@ class Pipeline:
                 fields.update({f"{column}.{short}": one for short, one in own.items()})
         if self.weight:
             fields[WEIGHT] = Field(self.weight, "number", "weight", "float32")
+        for column, processor in self.marked.items():
+            fields[f"{column}.group"] = processor.fields(column, "group")["index"]
         for column in self.raw_text:
             fields[f"{column}.raw"] = Field(column, "raw", "id", "uint8", None)
         return Spec(fields)
@@ -136,7 +140,7 @@ class Pipeline:
 
     def finish(self) -> None:
         """End the fitting of all columns; those that share another's tokenizer come last."""
-        columns = [*self.inputs.items(), *self.targets.items()]
+        columns = [*self.inputs.items(), *self.targets.items(), *self.marked.items()]
         for column, processor in sorted(columns, key=lambda one: self.owner(one[1]) is not one[1]):
             owner = self.owner(processor)
             try:
@@ -181,6 +185,7 @@ class Pipeline:
         In prediction no row is dropped, and what is fitted (filling, clipping) leaves targets alone: a truth that was made
         up or bent is no truth. Repairs of text act on targets too, so that 'Yes' and 'yes' stay one class.
         """
+        rows = in_seconds(rows)
         for step in self.cleaners if steps is None else steps:
             truths = rows.select([name for name in self.targets if name in rows.columns])
             rows = step.apply(rows, predicting=predicting)
@@ -210,6 +215,8 @@ class Pipeline:
                 own = processor.encode_target(rows[column])
                 encoded.update({f"{column}.{short}": value for short, value in own.items()})
                 self.counts.update({f"{column}: {name}": n for name, n in processor.counts().items()})
+            for column, processor in self.marked.items():
+                encoded[f"{column}.group"] = processor.encode(rows[column])["index"]
             if self.weight:
                 encoded[WEIGHT] = rows[self.weight].cast(pl.Float32, strict=False).to_numpy()
         for column in self.raw_text:
@@ -252,6 +259,7 @@ class Pipeline:
             "groups": self.groups,
             "weight": self.weight,
             **({"aside": {name: p.model_dump() for name, p in self.aside.items()}} if self.aside else {}),
+            **({"marked": {name: one(p) for name, p in self.marked.items()}} if self.marked else {}),
         }
 
     @classmethod
@@ -274,6 +282,7 @@ class Pipeline:
                 name: cast(Processor, Section("processors").parse(options))
                 for name, options in state.get("aside", {}).items()
             },
+            marked={name: one("processors", p) for name, p in state.get("marked", {}).items()},
         )
 
 

@@ -107,6 +107,7 @@ def prepare(
     data: Data,
     *,
     raw_text: list[str] | None = None,
+    marked: list[str] | None = None,
     report: Report = _unheard,
 ) -> Prepared:
     """Read, clean, split, fit and encode; or take the same from the cache.
@@ -114,6 +115,7 @@ def prepare(
     Args:
         data: the recipe's data section.
         raw_text: input columns whose text is needed beside the encoding (for augmentations of text).
+        marked: columns of groups that an objective looks at, encoded beside the inputs.
         report: called with the stage, the number of rows done in it, and of how many, if that is known.
 
     Raises:
@@ -125,6 +127,9 @@ def prepare(
     split = cast(Split, data.split).model_copy(deep=True) if data.split is not None else _default_split(data)
     pipeline = Pipeline.of(data, sources["train"].columns())
     pipeline.raw_text = list(raw_text or [])
+    pipeline.marked = {
+        name: cast(Processor, Section("processors").parse("category")) for name in marked or ()
+    }
     identity = {
         "version": __version__,
         "packages": _versions(),
@@ -136,6 +141,7 @@ def prepare(
         "files": _files_of(data),
         "pictures": _pictures(sources, _pointing(pipeline)),
         "raw_text": sorted(raw_text or []),
+        "marked": sorted(marked or []),
         "split": split.model_dump(),
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
@@ -439,7 +445,11 @@ class _Preparation:
                 chunk = step.apply(chunk, predicting=False)
             done += len(chunk)
             self._require_indicators(chunk)
-            for column, processor in (*self.pipeline.inputs.items(), *self.pipeline.targets.items()):
+            for column, processor in (
+                *self.pipeline.inputs.items(),
+                *self.pipeline.targets.items(),
+                *self.pipeline.marked.items(),
+            ):
                 self.pipeline.owner(processor).update(chunk[column])
             self.report("fitting", done, self.read["train"])
         for step in ready:

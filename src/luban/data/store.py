@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from luban.data.contracts import Array, Encoded, Flat, Spec
 
-__all__ = ["ANSWER", "RAW", "Store", "StoreWriter", "slice_rows"]
+__all__ = ["ANSWER", "RAW", "Store", "StoreWriter", "slice_rows", "take_rows"]
 
 RAW = ".raw"
 """Ending of the field that holds a column's text as bytes, where an augmentation changes it before it is encoded."""
@@ -46,6 +46,14 @@ def slice_rows(encoded: Encoded, start: int, stop: int) -> Encoded:
 
     return {
         name: cut(value) if isinstance(value, Flat) else value[start:stop] for name, value in encoded.items()
+    }
+
+
+def take_rows(encoded: Encoded, rows: npt.NDArray[np.int64]) -> Encoded:
+    """Return rows by number, in this order; the same one may come several times."""
+    return {
+        name: _gather(value, rows) if isinstance(value, Flat) else value[rows]
+        for name, value in encoded.items()
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -13,7 +13,7 @@ from pydantic import PrivateAttr
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
-from luban.data.contracts import Field
+from luban.data.contracts import Array, Field
 from luban.data.pipeline import Pipeline
 from luban.data.ragged import Ragged
 from luban.errors import RecipeError
@@ -50,6 +50,8 @@ class TargetFacts:
         classes: names of the classes, where there are any.
         counts: training rows of each class (of the positive word, for each word of a set).
         rows: training rows.
+        tally: columns of groups → training rows by class (one for a number) and combination of groups, (classes, groups), and how
+            many groups each column has.
     """
 
     name: str
@@ -57,6 +59,7 @@ class TargetFacts:
     classes: list[str] | None = None
     counts: list[int] | None = None
     rows: int = 0
+    tally: Callable[[list[str]], tuple[Array, list[int]]] | None = None
 
 
 class Objective(Component):
@@ -81,6 +84,10 @@ class Objective(Component):
     def complete(self, data: Data) -> list[str]:
         """Fill in what this objective needs of the data section and the recipe leaves out; return what was derived, in
         sentences."""
+        return []
+
+    def groups(self, data: Data) -> list[str]:
+        """Return the columns of groups that the objective looks at in a batch, as ``column.group``; the model does not see them."""
         return []
 
     def aside(self) -> dict[str, str]:

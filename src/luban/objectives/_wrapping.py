@@ -47,6 +47,9 @@ class Wrapping(Objective):
     def complete(self, data: Data) -> list[str]:
         return self.inner.complete(data)
 
+    def groups(self, data: Data) -> list[str]:
+        return self.inner.groups(data)
+
     def aside(self) -> dict[str, str]:
         return self.inner.aside()
 

@@ -30,7 +30,7 @@ from luban.objectives._base import Loss, Objective, TargetFacts
 from luban.objectives._wrapping import Wrapping, summed
 from luban.registry import register
 
-__all__ = ["Adversarial"]
+__all__ = ["Adversarial", "Moved"]
 
 _PLACES = re.compile(r"position|segment|token_type|wpe")
 _RATIO = 2.5  # of the way from the middle of the ball to its edge, all steps together: Madry's, so that any point can be reached
@@ -93,7 +93,7 @@ class Adversarial(Wrapping):
         random = _RandomState((first.values if isinstance(first, Ragged) else first).device)
         steps = self.steps or 1
         size = self.step_size or (self.epsilon if self.method == "fgm" else _RATIO * self.epsilon / steps)
-        with _Moved(model, batch, self._targets) as inputs:
+        with Moved(model, batch, self._targets) as inputs:
             clean = self.inner.forward(model, inputs.batch())
             with _statistics_kept(model):
                 parts = clean
@@ -139,7 +139,7 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
-class _Moved:
+class Moved:
     """The continuous inputs of a model on one batch, each with something added to it.
 
     An input is a floating field of the batch, or what one call of an embedding returns. The first pass finds them; in later

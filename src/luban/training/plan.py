@@ -5,9 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -107,7 +109,8 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
         train.kernels = "torch"
     augment = [cast(Augmenter, one) for one in recipe.data.augment]
     texts = _texts_to_augment(recipe, augment)
-    prepared = prepare(recipe.data, raw_text=texts, report=report)
+    grouped = [column for objective in _listed(recipe) for column in objective.groups(recipe.data)]
+    prepared = prepare(recipe.data, raw_text=texts, marked=list(dict.fromkeys(grouped)), report=report)
     objectives = _objectives(recipe, prepared, derived)
     made: dict[str, Field] = {}
     for objective in objectives:
@@ -322,6 +325,7 @@ def _objectives(recipe: Recipe, prepared: Prepared, derived: list[str]) -> list[
             classes,
             _counts(prepared.store("train"), name, len(classes or [])),
             prepared.rows["train"],
+            partial(_tally, prepared, name, len(classes or [])),
         )
     if recipe.objective is None and not facts:
         raise RecipeError(
@@ -358,6 +362,24 @@ def _counts(store: Store, name: str, classes: int) -> list[int] | None:
         numbers = value.values if isinstance(value, Flat) else value
         counts += np.bincount(numbers.astype(np.int64), minlength=classes)
     return [int(n) for n in counts]
+
+
+def _tally(
+    prepared: Prepared, name: str, classes: int, columns: list[str]
+) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Return training rows by class and combination of groups, (classes, groups), and how many groups each column has."""
+    sizes = [prepared.spec.fields[f"{column}.group"].size or 0 for column in columns]
+    width, store = int(np.prod(sizes)), prepared.store("train")
+    counts = np.zeros(max(1, classes) * width, dtype=np.int64)
+    for start in range(0, len(store), 2**16):
+        rows = store.take(np.arange(start, min(start + 2**16, len(store))))
+        member = np.zeros(len(next(iter(rows.values()))), dtype=np.int64)
+        for column, size in zip(columns, sizes, strict=True):
+            member = member * size + cast(Any, rows[f"{column}.group"])
+        if classes:
+            member += cast(Any, rows[name]).astype(np.int64) * width
+        counts += np.bincount(member, minlength=len(counts))
+    return counts.reshape(-1, width), sizes
 
 
 def _check_metric(metric: str, prepared: Prepared, objectives: Sequence[Objective]) -> None:

@@ -77,6 +77,11 @@ class NearDuplicates(Step):
     _rows: int = 0
 
     @property
+    def remembered(self) -> int:
+        """How many texts it has seen."""
+        return self._rows
+
+    @property
     def _band(self) -> int:
         """The most places in a band with which 99 % of the pairs at the threshold meet in some band."""
         for places in range(_WIDTH, 1, -1):
@@ -98,16 +103,26 @@ class NearDuplicates(Step):
                 f"column '{self.column}' is of type {values.dtype}, which holds no text to compare; name a column of "
                 "text, or use duplicates, which takes every type"
             )
-        text = values.cast(pl.String).fill_null("").str.strip_chars()
-        text = text.str.to_lowercase().str.replace_all(r"\s+", " ")
-        keep = np.ones(len(rows), dtype=bool)
-        present = (text != "").to_numpy()
-        if present.any():
-            keep[present] = ~self._resemble(text.filter(pl.Series(present)).to_list())
+        keep = ~self.resemblances(values)
         self._count("dropped", int((~keep).sum()))
         return rows.filter(pl.Series(keep))
 
-    def _resemble(self, texts: list[str]) -> npt.NDArray[np.bool_]:
+    def resemblances(self, values: pl.Series, among: int | None = None) -> npt.NDArray[np.bool_]:
+        """Return which texts resemble an earlier one, (n,), and remember them all.
+
+        Args:
+            values: the texts; what is empty resembles nothing.
+            among: count only the first so many texts that were remembered as earlier ones; all by default.
+        """
+        text = values.cast(pl.String).fill_null("").str.strip_chars()
+        text = text.str.to_lowercase().str.replace_all(r"\s+", " ")
+        found = np.zeros(len(text), dtype=bool)
+        present = (text != "").to_numpy()
+        if present.any():
+            found[present] = self._resemble(text.filter(pl.Series(present)).to_list(), among)
+        return found
+
+    def _resemble(self, texts: list[str], among: int | None) -> npt.NDArray[np.bool_]:
         """Return which texts resemble an earlier one, (n,), and remember them all."""
         minima = signatures(texts, self.ngram)
         begin, self._rows = self._rows, self._rows + len(texts)
@@ -126,6 +141,8 @@ class NearDuplicates(Step):
         mine = np.repeat(np.arange(begin, self._rows, dtype=np.uint32), len(bands))
         other = self._seen.first(keys.ravel(), mine)
         pairs = np.unique(np.stack([mine, other], axis=1)[mine != other], axis=0)
+        if among is not None:
+            pairs = pairs[pairs[:, 1] < among]
         agree = (self._signatures[pairs[:, 0]] == self._signatures[pairs[:, 1]]).mean(1)
         alike = (agree - 1 / 256) / (1 - 1 / 256) >= self.threshold
         result = np.zeros(len(texts), dtype=bool)

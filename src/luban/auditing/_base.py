@@ -1,0 +1,395 @@
+"""What every audit shares: findings that a manager understands, figures that gates read, and the case at hand.
+
+::
+
+    artefact + rows ──▶ Case ──▶ Audit.run ──▶ AuditResult: findings, figures, tables
+
+An audit looks at a sample of the rows, drawn by lot from the whole stream, and says of how many it is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self, cast
+
+import numpy as np
+import polars as pl
+
+from luban.data.contracts import Array, Processor
+from luban.data.pipeline import is_fitted_step
+from luban.data.prepare import SPLITS, split_rows
+from luban.data.processors.binary import Binary
+from luban.data.processors.set import Set
+from luban.errors import DataError, LubanError
+from luban.gates import SEVERITIES
+from luban.predict import Predictor
+from luban.recipe import Component, Recipe, load, read_yaml
+
+__all__ = [
+    "SEED",
+    "Audit",
+    "AuditResult",
+    "Case",
+    "Finding",
+    "Sample",
+    "Scored",
+    "Severity",
+    "losses",
+    "of_split",
+    "right",
+    "said",
+]
+
+Severity = Literal["high", "medium", "low", "info"]
+SEED = 0
+"""Of every draw an audit makes: the same rows give the same figures."""
+_PART = 1024  # rows encoded at a time
+_LOT = "__luban_lot__"
+_WHERE = "__luban_row__"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        audit: which audit found it.
+        severity: high, medium, low or info.
+        sentence: what it is, for somebody who does not know the method.
+        figures: the numbers behind it.
+        advice: what to do.
+        where: the column, group or rows that it is about.
+    """
+
+    audit: str
+    severity: Severity
+    sentence: str
+    figures: dict[str, Any]
+    advice: str
+    where: str = ""
+
+
+@dataclass
+class AuditResult:
+    """What an audit came to.
+
+    Attributes:
+        audit: its name.
+        findings: the worst first.
+        figures: name → number, which gates may name as ``audit.name``; None where it is not defined.
+        tables: name → rows of plain data.
+        rows: rows that were looked at.
+        notes: what should be known of how it was done: sample sizes, what was left out.
+    """
+
+    audit: str
+    findings: list[Finding] = field(default_factory=list)
+    figures: dict[str, float | None] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rows: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def find(
+        self,
+        severity: Severity,
+        sentence: str,
+        advice: str,
+        figures: Mapping[str, Any] | None = None,
+        where: str = "",
+    ) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(self.audit, severity, sentence, dict(figures or {}), advice, where))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that is valid JSON: what is not finite is null."""
+        self.findings.sort(key=lambda one: SEVERITIES.index(one.severity))
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned."""
+        return cls(**{**data, "findings": [Finding(**one) for one in data["findings"]]})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- rows -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows drawn from a stream.
+
+    Attributes:
+        rows: as the user has them, in their order.
+        places: where each stood in the stream, from 0, (n,).
+        total: rows of the stream.
+    """
+
+    rows: pl.DataFrame
+    places: Array
+    total: int
+
+    @classmethod
+    def draw(
+        cls,
+        chunks: Iterable[pl.DataFrame],
+        limit: int,
+        progress: Callable[[int], None] = lambda rows: None,
+    ) -> Self:
+        """Draw at most `limit` rows without replacement, in one pass that holds no more than twice as many.
+
+        Each row gets a random number, and the smallest are kept; the numbers depend on a row's place alone.
+        """
+        kept: pl.DataFrame | None = None
+        total = 0
+        generator = np.random.default_rng(SEED)
+        for chunk in chunks:
+            lots = pl.Series(_LOT, generator.random(len(chunk)))
+            places = pl.Series(_WHERE, np.arange(total, total + len(chunk)))
+            part = chunk.with_columns(lots, places)
+            total += len(chunk)
+            kept = part if kept is None else pl.concat([kept, part], how="vertical_relaxed")
+            if len(kept) > 2 * limit:
+                kept = kept.bottom_k(limit, by=_LOT)
+            progress(total)
+        if kept is None:
+            return cls(pl.DataFrame(), np.zeros(0, np.int64), 0)
+        kept = kept.bottom_k(limit, by=_LOT).sort(_WHERE)
+        return cls(kept.drop(_LOT, _WHERE), kept[_WHERE].to_numpy(), total)
+
+    def __str__(self) -> str:
+        return (
+            f"all {self.total:,} rows"
+            if len(self.rows) == self.total
+            else f"{len(self.rows):,} rows drawn from {self.total:,}"
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows whose truth is known, with what the artefact makes of them.
+
+    Attributes:
+        rows: as the user has them, (n,).
+        places: which rows of the frame that was scored these are, (n,).
+        outputs: target → the model's output as it is decided by, (n, width).
+        truth: target → truth, as `Processor.truth` gives it.
+        scores: target → probabilities or numbers, as `Processor.scores` gives them.
+    """
+
+    rows: pl.DataFrame
+    places: Array
+    outputs: dict[str, Array]
+    truth: dict[str, Array]
+    scores: dict[str, Array]
+
+
+def of_split(
+    predictor: Predictor, lineage: Mapping[str, Any], chunks: Iterable[pl.DataFrame], split: str
+) -> Iterator[pl.DataFrame]:
+    """Yield the rows that were in a split when the artefact was trained, told by what they contain."""
+    pipeline = predictor.pipeline
+    steps = [step for step in pipeline.cleaners if not is_fitted_step(step)]
+    for chunk in chunks:
+        # Rows were keyed after the steps that need no fitting; the same steps give the same keys.
+        cleaned = pipeline.clean(chunk, predicting=True, steps=steps)
+        part = chunk.filter(pl.Series(split_rows(lineage["split"], cleaned, pipeline) == SPLITS[split]))
+        if len(part):
+            yield part
+
+
+# --- the case ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """What an audit may look at.
+
+    Attributes:
+        predictor: the artefact, ready to predict.
+        sample: rows to look at, as the user has them.
+        by: columns of groups.
+        recipe: text of the artefact's recipe.yaml.
+        lineage: contents of its lineage.json.
+        against: other rows to compare with, instead of the training rows.
+        limit: rows drawn at most, of any stream.
+        report: is told what is being done, how far, and of how much.
+        store: keeps plain data by name, so that an interrupted audit goes on where it was.
+    """
+
+    predictor: Predictor
+    sample: Sample
+    by: list[str] = field(default_factory=list)
+    recipe: str = ""
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    against: Sample | None = None
+    limit: int = 20_000
+    report: Callable[[str, int, int | None], None] = lambda stage, done, total: None
+    store: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make()
+    why_no_training: str = ""
+
+    @property
+    def rows(self) -> pl.DataFrame:
+        """The rows to look at, as the user has them."""
+        return self.sample.rows
+
+    @property
+    def targets(self) -> dict[str, Processor]:
+        """The targets that are read off an output."""
+        return self.predictor.pipeline.scored
+
+    @cached_property
+    def resolved(self) -> Recipe | None:
+        """The artefact's recipe, None where it has none that can be read here."""
+        try:
+            data = read_yaml(self.recipe, "recipe.yaml").data if self.recipe else None
+            if not data:
+                return None
+            # Nothing of a stranger's is imported unasked.
+            return load({key: value for key, value in data.items() if key != "imports"})
+        except (LubanError, AttributeError):
+            return None
+
+    @cached_property
+    def training(self) -> Sample | None:
+        """Rows that the artefact was trained on; None where they cannot be had, with the reason in `why_no_training`."""
+        recipe = self.resolved
+        if recipe is None or "split" not in self.lineage:
+            self.why_no_training = "the artefact does not say what it was trained on"
+            return None
+        source = cast(Any, recipe.data.train)
+        try:
+            if source.fingerprint() != self.lineage.get("data", {}).get("train"):
+                self.why_no_training = "the training data has changed since the artefact was made"
+                return None
+            chunks = of_split(self.predictor, self.lineage, source.scan(), "train")
+            drawn = Sample.draw(
+                chunks, self.limit, lambda rows: self.report("reading training rows", rows, None)
+            )
+        except (LubanError, OSError) as error:
+            self.why_no_training = f"the training data cannot be read ({error})"
+            return None
+        return drawn
+
+    @cached_property
+    def scored(self) -> Scored:
+        """The rows whose truth is known, with predictions."""
+        return self.score(self.rows, "predicting")
+
+    def score(self, frame: pl.DataFrame, stage: str = "") -> Scored:
+        """Predict rows whose truth is known and that can be read.
+
+        Raises:
+            DataError: if there are none, or a target's column is missing.
+        """
+        predictor, targets = self.predictor, self.targets
+        for column in targets:
+            if column not in frame.columns:
+                raise DataError(
+                    f"there is no column '{column}', the truth to audit by; columns are {', '.join(frame.columns)}"
+                )
+        outputs: dict[str, list[Array]] = {column: [] for column in targets}
+        truth: dict[str, list[Array]] = {column: [] for column in targets}
+        places: list[Array] = []
+        for start in range(0, len(frame), _PART):
+            cleaned = predictor.clean(frame.slice(start, _PART))
+            known = np.ones(len(cleaned), dtype=bool)
+            for column, processor in targets.items():
+                known &= processor.known(cleaned[column]).to_numpy()
+            cleaned = cleaned.filter(pl.Series(known))
+            found, readable = predictor.outputs_of_cleaned(cleaned)
+            cleaned = cleaned.filter(pl.Series(readable))
+            places.append(start + np.flatnonzero(known)[readable])
+            for column, processor in targets.items():
+                outputs[column].append(found[f"{column}.{processor.output}"])
+                (encoded,) = processor.encode_target(cleaned[column]).values()
+                truth[column].append(processor.truth(encoded))
+            if stage:
+                self.report(stage, min(start + _PART, len(frame)), len(frame))
+        where = np.concatenate(places) if places else np.zeros(0, np.int64)
+        if not len(where):
+            raise DataError(
+                "no row can be audited: the targets are missing or of classes that the model does not know"
+            )
+        joined = {column: np.concatenate(parts) for column, parts in outputs.items()}
+        return Scored(
+            frame[where],
+            where,
+            joined,
+            {column: np.concatenate(parts) for column, parts in truth.items()},
+            {column: targets[column].scores(output) for column, output in joined.items()},
+        )
+
+    def said(self, column: str, scores: Array) -> Array:
+        """Return what is predicted of scores: class numbers (n,), 0 and 1 for each word of a set (n, width), or numbers (n,)."""
+        return said(self.targets[column], scores)
+
+    def group_columns(self) -> list[str]:
+        """Return the columns of groups that the rows bring."""
+        return [name for name in self.by if name in self.rows.columns]
+
+
+def said(processor: Processor, scores: Array) -> Array:
+    """Return what is predicted of scores; see `Case.said`."""
+    chosen: Array = scores.argmax(1) if scores.ndim == 2 else scores
+    if isinstance(processor, Binary | Set):
+        chosen = (scores >= processor.threshold).astype(np.int64)
+    return chosen
+
+
+def losses(processor: Processor, truth: Array, scores: Array) -> Array:
+    """Return the loss of each row, (n,): minus the log of the truth's probability, or the squared error in units of the target."""
+    if processor.task == "regression":
+        units = np.array([processor.unit(float(one)) for one in truth])
+        squared: Array = ((scores - truth) / units) ** 2
+        return squared
+    if processor.task == "multiclass":
+        chance = scores[np.arange(len(truth)), truth]
+    else:
+        chance = np.where(truth == 1, scores, 1 - scores)
+    each: Array = -np.log(np.clip(chance, 1e-12, 1))
+    return each if each.ndim == 1 else np.asarray(each.mean(1))
+
+
+def right(processor: Processor, truth: Array, scores: Array) -> Array:
+    """Return how well each row was predicted, (n,): 1 or 0 for classes (all words of a set), minus the absolute error of a number."""
+    if processor.task == "regression":
+        near: Array = -np.abs(scores - truth)
+        return near
+    hits = np.asarray(said(processor, scores) == truth)
+    return np.asarray(hits if hits.ndim == 1 else hits.all(1), dtype=np.float64)
+
+
+class Audit(Component):
+    """One audit: its options, and how it is done."""
+
+    family: ClassVar[str]
+    """What it belongs to: fairness, robustness, privacy, data, calibration or generation; `--only` takes families too."""
+    paper: ClassVar[str] = ""
+    """Authors and year."""
+
+    def refusal(self, case: Case) -> str | None:
+        """Return why it does not fit this artefact and these rows; None where it does."""
+        return None
+
+    @abstractmethod
+    def run(self, case: Case) -> AuditResult:
+        """Do it.
+
+        Raises:
+            DataError: if the rows lack what it needs.
+        """

@@ -1,0 +1,196 @@
+"""Are these rows still like those the model learnt from? Column by column, and all columns together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import polars as pl
+from pydantic import Field as Option
+
+from luban.auditing._base import SEED, Audit, AuditResult, Case, Sample, Severity
+from luban.auditing._small import Features, auc, out_of_fold
+from luban.data.contracts import Array
+from luban.data.processors._base import as_numbers, as_words
+from luban.data.processors.image import Image
+from luban.registry import register
+
+__all__ = ["Drift", "population_stability"]
+
+_KINDS = 50  # words counted one by one; the others count together
+
+
+@register("audits")
+class Drift(Audit):
+    """How far columns have moved from the training rows, or from the rows given by ``--against``.
+
+    Numbers and lengths of texts by the test of Kolmogorov (1933) and Smirnov, words by the chi-squared test (Pearson, 1900), both
+    also by the population stability index; all columns together by how well a small model tells the two files apart (Lopez-Paz
+    & Oquab, 2017), where 0.5 is not at all. With many rows the smallest move is significant, so severity goes by its size.
+    """
+
+    family: ClassVar[str] = "data"
+    paper: ClassVar[str] = "Kolmogorov, 1933; Pearson, 1900; Lopez-Paz & Oquab, 2017"
+
+    moderate: Annotated[float, Option(gt=0)] = 0.1
+    """Stability index from which a column has moved a little (medium)."""
+    large: Annotated[float, Option(gt=0)] = 0.25
+    """Stability index from which a column has moved much (high)."""
+    rows: Annotated[int, Option(ge=50)] = 5_000
+    """Rows of each file that the small model looks at, at the most; 0.75 and 0.65 are its bounds for high and medium."""
+
+    def refusal(self, case: Case) -> str | None:
+        if case.against is None and case.training is None:
+            return f"there is nothing to compare with: {case.why_no_training}; give rows by --against FILE"
+        return None
+
+    def run(self, case: Case) -> AuditResult:
+        reference = case.against if case.against is not None else case.training
+        assert reference is not None, "refusal() comes first"
+        result = AuditResult(self.type, rows=len(case.rows))
+        result.notes.append(
+            f"{case.sample}, compared with {reference}"
+            + (" of the training rows" if case.against is None else "")
+        )
+        pipeline = case.predictor.pipeline
+        columns = dict.fromkeys([*pipeline.given, *pipeline.targets, *case.by])
+        table: list[dict[str, Any]] = []
+        for column in columns:
+            lacking = [
+                which
+                for which, rows in (("these rows", case.rows), ("those compared with", reference.rows))
+                if column not in rows.columns
+            ]
+            if lacking:
+                result.notes.append(f"'{column}' is not in {lacking[0]}")
+                continue
+            row = self._compare(case, column, reference.rows[column], case.rows[column])
+            if row is not None:
+                table.append(row)
+                self._tell(result, row)
+        table.sort(key=lambda row: -row["stability_index"])
+        result.tables["columns"] = table
+        result.figures["stability_index"] = max((row["stability_index"] for row in table), default=None)
+        self._together(result, case, reference)
+        return result
+
+    def _compare(self, case: Case, column: str, before: pl.Series, after: pl.Series) -> dict[str, Any] | None:
+        processor = {**case.predictor.pipeline.inputs, **case.predictor.pipeline.targets}.get(column)
+        if isinstance(processor, Image):
+            measure, old, new = "brightness", _brightness(processor, before), _brightness(processor, after)
+        elif processor is not None and processor.type == "text":
+            lengths = [values.cast(pl.String, strict=False).str.len_chars() for values in (before, after)]
+            measure, old, new = "length", *(one.cast(pl.Float64).drop_nulls().to_numpy() for one in lengths)
+        elif processor is not None and processor.type == "number":
+            measure, old, new = "value", *(as_numbers(v).drop_nulls().to_numpy() for v in (before, after))
+        elif before.dtype.is_nested() or before.dtype in (pl.Binary, pl.Object):
+            return None
+        else:
+            return _words(column, before, after)
+        if not len(old) or not len(new):
+            return None
+        from scipy.stats import ks_2samp
+
+        test = ks_2samp(old, new, method="asymp")
+        edges = np.unique(np.quantile(old, np.linspace(0, 1, 11)[1:-1]))
+        counts = [
+            np.bincount(np.searchsorted(edges, v, side="right"), minlength=len(edges) + 1) for v in (old, new)
+        ]
+        return {
+            "column": column, "measure": measure, "test": "Kolmogorov-Smirnov", "statistic": float(test.statistic), "p": float(test.pvalue),
+            "stability_index": population_stability(*counts), "before": float(np.mean(old)), "after": float(np.mean(new)),
+            "missing_before": float(before.null_count() / len(before)), "missing_after": float(after.null_count() / len(after)),
+        }  # fmt: skip
+
+    def _tell(self, result: AuditResult, row: dict[str, Any]) -> None:
+        index = row["stability_index"]
+        severity: Severity = "high" if index >= self.large else "medium"
+        if index < self.moderate or row["p"] > 0.01:
+            return
+        moved = (
+            f"its mean {row['measure']} went from {row['before']:.4g} to {row['after']:.4g}"
+            if row["test"] == "Kolmogorov-Smirnov"
+            else f"'{row['most_moved']}' went from {row['before']:.1%} to {row['after']:.1%} of the rows"
+        )
+        result.find(
+            severity,
+            f"'{row['column']}' is no longer what the model learnt from: {moved}",
+            "Find out what changed (another source, unit, time or clientele). If it is to stay, train again with rows such as these.",
+            {key: row[key] for key in ("stability_index", "statistic", "p")},
+            row["column"],
+        )
+
+    def _together(self, result: AuditResult, case: Case, reference: Sample) -> None:
+        case.report("telling the two files apart", 0, None)
+        missing = [name for name in case.predictor.pipeline.given if name not in reference.rows.columns]
+        if missing:
+            result.notes.append(f"the files are not told apart, since '{missing[0]}' is missing in one")
+            return
+        parts = [
+            Features.of(case.predictor, rows.sample(min(self.rows, len(rows)), seed=SEED, shuffle=True))
+            for rows in (reference.rows, case.rows)
+        ]
+        sizes = [len(part.dense) for part in parts]
+        if parts[0].empty or min(sizes) < 20:
+            result.notes.append("too few rows to tell the files apart")
+            return
+        labels = np.repeat([0, 1], sizes)
+        shares = out_of_fold(parts[0].join(parts[1]), labels)[:, 1]
+        value = auc(labels == 1, shares)
+        result.figures["domain_auc"] = value
+        severity: Severity = "high" if value >= 0.75 else "medium" if value >= 0.65 else "info"
+        if severity != "info":
+            result.find(
+                severity,
+                f"a simple model tells these rows from those the model learnt from (AUC {value:.2f}; 0.5 is not at all)",
+                "Figures measured on the old rows do not hold for these; measure anew, and see the columns that moved.",
+                {"auc": value, "rows": sizes},
+            )
+
+
+def population_stability(before: Array, after: Array) -> float:
+    """Return the population stability index of counts by bin: the symmetric divergence of the two distributions.
+
+    Half a row is added to each bin, so that an empty one does not make it infinite.
+
+    Example:
+        >>> population_stability(np.array([50, 50]), np.array([50, 50]))
+        0.0
+    """
+    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (before, after))
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+def _words(column: str, before: pl.Series, after: pl.Series) -> dict[str, Any] | None:
+    """Compare words."""
+    from scipy.stats import chi2_contingency
+
+    old, new = (as_words(values).fill_null("(missing)") for values in (before, after))
+    kinds = pl.concat([old, new]).alias("word").value_counts(sort=True)["word"].to_list()
+    few = kinds[:_KINDS]
+    places = {word: i for i, word in enumerate(few)}
+    width = len(few) + (len(kinds) > len(few))
+    counts = [
+        np.bincount([places.get(word, len(few)) for word in v.to_list()], minlength=width) for v in (old, new)
+    ]
+    table = np.stack(counts)
+    if table.shape[1] < 2:
+        statistic, p = 0.0, 1.0
+    else:
+        tested = chi2_contingency(table)
+        statistic, p = float(tested.statistic), float(tested.pvalue)
+    shares = table / table.sum(1, keepdims=True)
+    most = int(np.abs(shares[1] - shares[0]).argmax())
+    return {
+        "column": column, "measure": "word", "test": "chi-squared", "statistic": statistic, "p": p,
+        "stability_index": population_stability(*counts), "most_moved": few[most] if most < len(few) else "(others)",
+        "before": float(shares[0, most]), "after": float(shares[1, most]),
+        "missing_before": float(before.null_count() / len(before)), "missing_after": float(after.null_count() / len(after)),
+    }  # fmt: skip
+
+
+def _brightness(processor: Image, values: pl.Series) -> Array:
+    readable = values.filter(~processor.invalid(values))
+    pixels = processor.encode(readable)["pixels"]
+    assert isinstance(pixels, np.ndarray)
+    return np.asarray(pixels.reshape(len(pixels), -1).mean(1))

@@ -1,0 +1,463 @@
+"""Are groups of people treated alike? Rates by group and their intersections, with intervals.
+
+Figures are those of fairlearn (Bird et al., 2020; Weerts et al., 2023), which the tests compare them with: demographic parity
+(Dwork et al., 2012), equalised odds and equal opportunity (Hardt et al., 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Option
+
+from luban.auditing._base import SEED, Audit, AuditResult, Case, Scored, Severity, said
+from luban.data.contracts import Array, Processor
+from luban.data.processors._base import as_words
+from luban.errors import DataError, did_you_mean
+from luban.evaluation.intervals import Metric, interval
+from luban.registry import register
+
+__all__ = ["Fairness", "differences", "rates"]
+
+_CELLS = ("true_negative", "false_positive", "false_negative", "true_positive")
+_MANY = 200  # groups at most
+_SHOWN = 20  # classes at most that are looked at one by one
+
+
+@register("audits")
+class Fairness(Audit):
+    """Selection rate, true and false positive rate, accuracy and calibration by group; how far groups differ, and how surely.
+
+    Of a target with several classes each class is looked at in turn, and the figures are those of the class that differs most. Of
+    a number, the mean error by group counts. Groups of fewer than `min_rows` rows are shown and left out of the differences.
+    """
+
+    family: ClassVar[str] = "fairness"
+    paper: ClassVar[str] = "Dwork et al., 2012; Hardt et al., 2016"
+
+    by: list[str] | None = None
+    """Columns of groups; the recipe's ``data.groups`` if left out."""
+    intersections: bool = True
+    """Whether all columns together also make groups, such as women of one age."""
+    min_rows: Annotated[int, Option(ge=1)] = 30
+    """Rows that a group needs to count in a difference; of a true positive rate, positive rows, of a false one, the others."""
+    resamples: Annotated[int, Option(ge=100)] = 1000
+    """Bootstrap resamples behind the 95 % intervals."""
+    tolerance: Annotated[float, Option(gt=0, lt=1)] = 0.1
+    """Difference of rates from which a finding is medium, and twice that for high."""
+    ratio: Annotated[float, Option(gt=0, lt=1)] = 0.8
+    """Ratio of selection rates below which a finding is at least medium: the four-fifths rule of US employment law."""
+
+    def refusal(self, case: Case) -> str | None:
+        if not case.targets:
+            return "the artefact predicts no column whose truth could be compared by group"
+        if any(one.task == "multilabel" for one in case.targets.values()) and len(case.targets) == 1:
+            return "its target is a set of words; make each word a binary target of its own"
+        if not (self.by or case.group_columns()):
+            return "neither the recipe (data.groups) nor --by names a column of groups that the rows have"
+        return None
+
+    def run(self, case: Case) -> AuditResult:
+        scored = case.scored
+        columns = self.by or case.group_columns()
+        for name in columns:
+            if name not in scored.rows.columns:
+                raise DataError(
+                    f"there is no column '{name}' of groups; columns are {', '.join(scored.rows.columns)}{did_you_mean(name, scored.rows.columns)}"
+                )
+        result = AuditResult(self.type, rows=len(scored.rows))
+        result.notes.append(
+            f"measured on {len(scored.rows):,} rows with a known truth, of {case.sample}; 95 % intervals by {self.resamples:,} resamples"
+        )
+        words = {name: _words(scored, name) for name in columns}
+        if self.intersections and len(columns) > 1:
+            joined = [" · ".join(parts) for parts in zip(*words.values(), strict=True)]
+            words[" × ".join(columns)] = np.array(joined, dtype=object)
+        several = len(case.targets) > 1
+        for target, processor in case.targets.items():
+            if processor.task == "multilabel":
+                result.notes.append(
+                    f"'{target}' is a set of words, which is left out; make each word a target of its own"
+                )
+                continue
+            for by, groups in words.items():
+                self._look(result, case, scored, target, by, groups, f"{target}." if several else "")
+        return result
+
+    def _look(
+        self,
+        result: AuditResult,
+        case: Case,
+        scored: Scored,
+        target: str,
+        by: str,
+        groups: Array,
+        prefix: str,
+    ) -> None:
+        processor = case.targets[target]
+        names, member = np.unique(groups.astype(str), return_inverse=True)
+        if len(names) > _MANY:
+            result.notes.append(
+                f"'{by}' has {len(names):,} values, which are no groups; it is left out beyond {_MANY}"
+            )
+            return
+        sizes = np.bincount(member, minlength=len(names))
+        small = [f"{name} ({n})" for name, n in zip(names, sizes, strict=True) if n < self.min_rows]
+        if small:
+            shown = ", ".join(small[:8]) + (f" and {len(small) - 8} more" if len(small) > 8 else "")
+            result.notes.append(
+                f"{by}: fewer than {self.min_rows} rows, shown but left out of the differences: {shown}"
+            )
+        large = sizes >= self.min_rows
+        if large.sum() < 2:
+            result.notes.append(
+                f"{by}: fewer than two groups have {self.min_rows} rows, so none are compared"
+            )
+        truth, scores = scored.truth[target], scored.scores[target]
+        key = f"{prefix}{by}"
+        if processor.task == "regression":
+            self._numbers(result, processor, key, by, target, names, member, large, truth, scores)
+        else:
+            self._classes(result, processor, key, by, target, names, member, large, truth, scores)
+
+    # --- classes ---
+
+    def _classes(
+        self,
+        result: AuditResult,
+        processor: Processor,
+        key: str,
+        by: str,
+        target: str,
+        names: Array,
+        member: Array,
+        large: Array,
+        truth: Array,
+        scores: Array,
+    ) -> None:
+        predicted = said(processor, scores)
+        classes = processor.classes()
+        looked = [1] if processor.task == "binary" else list(range(min(len(classes), _SHOWN)))
+        if len(classes) > _SHOWN:
+            result.notes.append(
+                f"'{target}' has {len(classes)} classes; the first {_SHOWN} are looked at by group"
+            )
+        worst: tuple[float, str, dict[str, Metric], list[dict[str, Any]]] | None = None
+        for number in looked:
+            positive = scores if processor.task == "binary" else scores[:, number]
+            one = Counts.of(truth == number, predicted == number, positive, member, len(names))
+            table = one.table(names, self.resamples)
+            for row in table:
+                row["class"] = classes[number]
+            result.tables.setdefault(key, []).extend(table)
+            if large.sum() < 2:
+                continue
+            figures = one.differences(large, self.resamples, self.min_rows)
+            width = figures["demographic_parity_difference"].value or 0.0
+            if worst is None or width > worst[0]:
+                worst = width, classes[number], figures, table
+        if worst is None:
+            return
+        _, label, figures, table = worst
+        for name, metric in figures.items():
+            result.figures[f"{key}.{name}"] = metric.value
+            known = result.figures.get(name)
+            if metric.value is not None and (known is None or _worse(name, metric.value, known)):
+                result.figures[name] = metric.value
+        result.tables.setdefault("differences", []).append(
+            {"by": by, "target": target, "class": label}
+            | {name: {"value": m.value, "low": m.low, "high": m.high} for name, m in figures.items()}
+        )
+        self._tell(
+            result, by, target, label, figures, [row for row, big in zip(table, large, strict=True) if big]
+        )
+
+    def _tell(
+        self,
+        result: AuditResult,
+        by: str,
+        target: str,
+        label: str,
+        figures: Mapping[str, Metric],
+        table: list[dict[str, Any]],
+    ) -> None:
+        parity, ratio = figures["demographic_parity_difference"], figures["demographic_parity_ratio"]
+        low, high = _ends(table, "selection_rate")
+        severity = self._severity(parity)
+        if severity in ("info", "low") and ratio.value is not None and ratio.value < self.ratio:
+            severity = (
+                "medium" if (parity.low or 0) > 0 and (parity.value or 0) > self.tolerance / 4 else "low"
+            )
+        if severity != "info":
+            result.find(
+                severity,
+                f"'{label}' is predicted for {high['selection_rate']:.0%} of the rows of {by} '{high['group']}', but for {low['selection_rate']:.0%} of '{low['group']}'{_sure(parity)}",
+                "Find out whether the difference is in the world, in the labels or in the model; if it must shrink, train with "
+                "objective reweigh or fair, or with decide: thresholds, and look at the accuracy that it costs.",
+                {"difference": parity.value, "low": parity.low, "high": parity.high, "ratio": ratio.value},
+                by,
+            )
+        odds = figures["equalized_odds_difference"]
+        severity = self._severity(odds)
+        if severity != "info":
+            name, what = max(
+                (("true_positive_rate", "rightly"), ("false_positive_rate", "wrongly")),
+                key=lambda one: figures[f"{one[0]}_difference"].value or 0.0,
+            )
+            enough = [
+                row
+                for row in table
+                if (row["positive"] if what == "rightly" else row["rows"] - row["positive"]) >= self.min_rows
+            ]
+            low, high = _ends(enough, name)
+            result.find(
+                severity,
+                f"'{label}' is {what} predicted for {high[name]:.0%} of the rows of {by} '{high['group']}' that are {'' if what == 'rightly' else 'not '}'{label}', but for {low[name]:.0%} of '{low['group']}'{_sure(odds)}",
+                "The model errs differently by group: look at the labels of these groups, bring more rows of the one it errs on, or "
+                "train with objective fair (constraint: equalized_odds).",
+                {"difference": odds.value, "low": odds.low, "high": odds.high},
+                by,
+            )
+        gap = figures["calibration_difference"]
+        severity = self._severity(gap)
+        if severity != "info":
+            low, high = _ends(table, "calibration_gap")
+            result.find(
+                severity,
+                f"the probability of '{label}' is {high['calibration_gap']:+.0%} off for {by} '{high['group']}' and {low['calibration_gap']:+.0%} for '{low['group']}': the same score means different things{_sure(gap)}",
+                "Do not compare scores across these groups; check that the labels of each were made in the same way.",
+                {"difference": gap.value, "low": gap.low, "high": gap.high},
+                by,
+            )
+
+    def _severity(self, metric: Metric) -> Severity:
+        """How much a difference matters; one step less where the interval reaches below the tolerance."""
+        value, low = metric.value or 0.0, metric.low if metric.low is not None else metric.value or 0.0
+        if value < self.tolerance:
+            return "info"
+        if value >= 2 * self.tolerance:
+            return "high" if low >= self.tolerance else "medium"
+        return "medium" if low >= self.tolerance / 2 else "low"
+
+    # --- numbers ---
+
+    def _numbers(
+        self,
+        result: AuditResult,
+        processor: Processor,
+        key: str,
+        by: str,
+        target: str,
+        names: Array,
+        member: Array,
+        large: Array,
+        truth: Array,
+        scores: Array,
+    ) -> None:
+        error = scores - truth
+        table = []
+        for number, name in enumerate(names):
+            mine = error[member == number]
+            mean, half = float(mine.mean()), _half(mine)
+            table.append(
+                {
+                    "group": str(name), "rows": len(mine), "mean_prediction": float(scores[member == number].mean()),
+                    "mean_error": mean, "mean_error_low": mean - half, "mean_error_high": mean + half,
+                    "mean_absolute_error": float(np.abs(mine).mean()),
+                }
+            )  # fmt: skip
+        result.tables[key] = table
+        if large.sum() < 2:
+            return
+        kept = np.isin(member, np.flatnonzero(large))
+        own, mine = np.unique(member[kept], return_inverse=True)
+        figures = {
+            name: _difference_of_means(values[kept], mine, len(own), self.resamples)
+            for name, values in (
+                ("mean_error_difference", error),
+                ("mean_absolute_error_difference", np.abs(error)),
+            )
+        }
+        scale = float(np.std(truth)) or 1.0
+        for name, metric in figures.items():
+            result.figures[f"{key}.{name}"] = metric.value
+            known = result.figures.get(name)
+            result.figures[name] = max(metric.value or 0.0, known or 0.0)
+        shown = [row for row, big in zip(table, large, strict=True) if big]
+        for name, metric in figures.items():
+            value, low, high = (
+                None if one is None else one / scale for one in (metric.value, metric.low, metric.high)
+            )
+            relative = Metric(value, low, high)
+            severity = self._severity(relative)
+            if severity == "info":
+                continue
+            column = name.removesuffix("_difference")
+            least, most = _ends(shown, column)
+            what = "predicted too high" if column == "mean_error" else "missed"
+            result.find(
+                severity,
+                f"'{target}' is {what} by {most[column]:.4g} on average for {by} '{most['group']}', and by {least[column]:.4g} for '{least['group']}'{_sure(metric)}",
+                "Look at the rows of the group that fares worse: too few of them, other units, or labels made in another way.",
+                {
+                    "difference": metric.value,
+                    "low": metric.low,
+                    "high": metric.high,
+                    "deviation_of_target": scale,
+                },
+                by,
+            )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What rates are made of.
+
+    Attributes:
+        cells: rows by group and outcome, (groups, 4), in the order of `_CELLS`.
+        gap, spread: mean and standard error of score minus truth by group, (groups,).
+        ece: calibration error by group, (groups,).
+    """
+
+    cells: Array
+    gap: Array
+    spread: Array
+    ece: Array
+
+    @classmethod
+    def of(cls, truth: Array, predicted: Array, scores: Array, member: Array, groups: int) -> Counts:
+        """Count rows."""
+        outcome = 2 * truth.astype(np.int64) + predicted.astype(np.int64)
+        cells = np.bincount(member * 4 + outcome, minlength=4 * groups).reshape(groups, 4)
+        sizes = np.maximum(cells.sum(1), 1)
+        off = scores.astype(np.float64) - truth
+        gap = np.bincount(member, off, minlength=groups) / sizes
+        square = np.bincount(member, off**2, minlength=groups) / sizes
+        bins = np.minimum((scores * 10).astype(np.int64), 9)
+        summed = np.bincount(member * 10 + bins, off, minlength=10 * groups).reshape(groups, 10)
+        return cls(cells, gap, np.sqrt(np.maximum(square - gap**2, 0) / sizes), np.abs(summed).sum(1) / sizes)
+
+    def resampled(self, count: int) -> Array:
+        """Return bootstrap resamples of the cells, (count, groups, 4): drawing rows is drawing cells."""
+        total = int(self.cells.sum())
+        generator = np.random.default_rng([SEED, 3])
+        drawn = generator.multinomial(total, (self.cells / total).ravel(), size=count)
+        return drawn.reshape(count, *self.cells.shape)
+
+    def table(self, names: Array, resamples: int) -> list[dict[str, Any]]:
+        """Return one row a group, with intervals."""
+        values, draws = rates(self.cells), rates(self.resampled(resamples))
+        table = []
+        for i, name in enumerate(names):
+            n = int(self.cells[i].sum())
+            row: dict[str, Any] = {"group": str(name), "rows": n, "positive": int(self.cells[i, 2:].sum())}
+            for rate, value in values.items():
+                metric = interval(float(value[i]), draws[rate][:, i], trials=float(n), bounds=(0, 1))
+                row |= {rate: metric.value, f"{rate}_low": metric.low, f"{rate}_high": metric.high}
+            row |= {
+                "calibration_gap": float(self.gap[i]),
+                "calibration_gap_low": float(self.gap[i] - 1.96 * self.spread[i]),
+                "calibration_gap_high": float(self.gap[i] + 1.96 * self.spread[i]),
+                "ece": float(self.ece[i]),
+            }
+            table.append(row)
+        return table
+
+    def differences(self, large: Array, resamples: int, min_rows: int = 1) -> dict[str, Metric]:
+        """Return how far the large groups differ, with intervals; a rate counts where it is of at least `min_rows` rows."""
+        cells, draws = self.cells[large], self.resampled(resamples)[:, large]
+        own, again = rates(cells), rates(draws)
+        for rate, truth in (("true_positive_rate", slice(2, 4)), ("false_positive_rate", slice(0, 2))):
+            few = cells[:, truth].sum(1) < min_rows
+            own[rate][few], again[rate][:, few] = np.nan, np.nan
+        values, drawn = differences(own), differences(again)
+        found = {name: interval(float(v), drawn[name], bounds=(0, 1)) for name, v in values.items()}
+        generator = np.random.default_rng([SEED, 4])
+        gaps = generator.normal(self.gap[large], self.spread[large], (resamples, int(large.sum())))
+        found["calibration_difference"] = interval(
+            float(np.ptp(self.gap[large])), np.ptp(gaps, axis=1), bounds=(0, 2)
+        )
+        return found
+
+
+def rates(cells: Array) -> dict[str, Array]:
+    """Return rates of cells (..., 4) as arrays (...): NaN where nothing can be divided by.
+
+    Example:
+        >>> rates(np.array([4, 1, 2, 3]))["selection_rate"].item()
+        0.4
+    """
+    tn, fp, fn, tp = np.moveaxis(np.asarray(cells, dtype=np.float64), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "selection_rate": (tp + fp) / (tn + fp + fn + tp),
+            "true_positive_rate": tp / (tp + fn),
+            "false_positive_rate": fp / (fp + tn),
+            "accuracy": (tp + tn) / (tn + fp + fn + tp),
+        }
+
+
+def differences(by_group: Mapping[str, Array]) -> dict[str, Array]:
+    """Return how far rates (..., groups) differ, (...); groups where a rate is not defined do not count in it.
+
+    Named as in fairlearn: `equalized_odds_difference` is the larger of the differences of true and of false positive rates.
+    """
+
+    def spread(rate: str) -> Array:
+        values = by_group[rate]
+        high = np.where(np.isnan(values), -np.inf, values).max(-1)
+        low = np.where(np.isnan(values), np.inf, values).min(-1)
+        return np.where(np.isfinite(high) & np.isfinite(low), high - low, np.nan)
+
+    selected = by_group["selection_rate"]
+    lowest, highest = (
+        np.nan_to_num(selected, nan=np.inf).min(-1),
+        np.nan_to_num(selected, nan=-np.inf).max(-1),
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(highest > 0, lowest / highest, np.nan)
+    tpr, fpr = spread("true_positive_rate"), spread("false_positive_rate")
+    return {
+        "demographic_parity_difference": spread("selection_rate"),
+        "demographic_parity_ratio": ratio,
+        "true_positive_rate_difference": tpr,
+        "false_positive_rate_difference": fpr,
+        "equalized_odds_difference": np.fmax(tpr, fpr),
+        "accuracy_difference": spread("accuracy"),
+    }
+
+
+def _words(scored: Scored, name: str) -> Array:
+    return as_words(scored.rows[name]).fill_null("(missing)").to_numpy()
+
+
+def _worse(name: str, value: float, known: float) -> bool:
+    return value < known if name.endswith("ratio") else value > known
+
+
+def _ends(table: list[dict[str, Any]], column: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rows with the lowest and the highest value."""
+    known = [row for row in table if row[column] is not None]
+    return min(known, key=lambda row: row[column]), max(known, key=lambda row: row[column])
+
+
+def _sure(metric: Metric) -> str:
+    if metric.value is None or metric.low is None:
+        return ""
+    return f" (difference {metric.value:.3g}, 95 % interval {metric.low:.3g} to {metric.high:.3g})"
+
+
+def _half(values: Array) -> float:
+    return float(1.96 * values.std() / np.sqrt(max(1, len(values))))
+
+
+def _difference_of_means(values: Array, member: Array, groups: int, resamples: int) -> Metric:
+    """Return the largest difference of group means, with the interval of the means' normal distribution."""
+    sizes = np.bincount(member, minlength=groups)
+    means = np.bincount(member, values, minlength=groups) / sizes
+    spread = np.array([values[member == g].std() for g in range(groups)]) / np.sqrt(sizes)
+    drawn = np.random.default_rng([SEED, 5]).normal(means, spread, (resamples, groups))
+    return interval(float(np.ptp(means)), np.ptp(drawn, axis=1), bounds=(0, np.inf))

@@ -1,0 +1,1 @@
+"""Decisions: what is fitted on validation rows after training, one a file."""

@@ -1,0 +1,212 @@
+"""The verb `audit`: what may be wrong with an artefact, or with rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from luban import files
+from luban._version import __version__
+from luban.artefact import Artefact, write_json
+from luban.auditing._base import Audit, Case, Sample, of_split
+from luban.auditing._run import Store, choose, figures_of, run
+from luban.console import Console
+from luban.data.prepare import SPLITS
+from luban.errors import ArtefactError, DataError, InputError, LubanError, did_you_mean
+from luban.gates import SEVERITIES, Gate, judge
+from luban.predict import Predictor, of_artefact
+from luban.verbs.rows import chunks_of, is_literal, open_data
+
+__all__ = ["LIMIT", "audit"]
+
+LIMIT = 20_000
+"""Rows of each stream that are looked at, at the most."""
+
+
+def audit(
+    artefact: str | Path,
+    data: str,
+    options: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    by: Sequence[str] = (),
+    split: str | None = None,
+    against: str | None = None,
+    limit: int = LIMIT,
+    fail_on: str | None = None,
+    output: str | Path | None = None,
+    fresh: bool = False,
+    device: str = "cpu",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Look for faults of an artefact on rows, and of the rows themselves.
+
+    Audits that were finished before an interruption are not done again, if artefact, rows and options are the same.
+
+    Args:
+        artefact: the artefact's directory.
+        data: rows, as `luban evaluate` takes them. Of the very file that the artefact was trained on, the test rows.
+        options: ``audit.key=value``, such as ``fairness.min_rows=100``.
+        only: names of audits, or of families of them; all that fit by default.
+        by: columns of groups; the recipe's ``data.groups`` by default.
+        split: only rows that were ``train``, ``validation`` or ``test`` when the artefact was trained.
+        against: rows to look for drift from; the training rows by default.
+        limit: rows looked at, of `data`, `against` and the training rows each, drawn by lot.
+        fail_on: severity from which a finding makes `passed` false: high, medium or low.
+        output: a JSON file to write.
+        fresh: do everything anew.
+        device: ``cpu`` or ``cuda``.
+        console: who is told what happens.
+
+    Returns:
+        ``findings`` (the worst first), ``figures``, ``audits`` (each with findings, figures, tables, rows, notes), ``left_out``
+        (audit → why), ``gates``, ``passed``.
+
+    Raises:
+        LubanError: in one sentence.
+
+    Example:
+        >>> luban.audit("runs/adult", "dataset:adult", only=["fairness"])["passed"]      # doctest: +SKIP
+        True
+    """
+    console = console or Console()
+    if fail_on is not None and fail_on not in SEVERITIES[:3]:
+        raise InputError(
+            f"received --fail-on '{fail_on}', but severities are {', '.join(SEVERITIES[:3])}{did_you_mean(fail_on, SEVERITIES[:3])}"
+        )
+    if limit < 1:
+        raise InputError(f"received --limit {limit}, but at least one row must be looked at")
+    if output is not None and Path(output).is_dir():
+        raise InputError(f"'{output}' is a folder; name a file with -o")
+    loaded = Artefact.load(artefact)
+    predictor = of_artefact(loaded, device=device)
+    case = Case(predictor, Sample(pl.DataFrame(), pl.Series([], dtype=pl.Int64).to_numpy(), 0))
+    case.recipe, case.lineage, case.limit, case.report = loaded.recipe, loaded.lineage, limit, console.stage
+    recipe = case.resolved
+    chosen, asked = choose(only, recipe.audits if recipe is not None else (), options)
+    split = _split_of(loaded, data, split, console)
+    case.sample = _drawn(loaded, predictor, data, split, limit, console)
+    case.by = list(by) or list(predictor.pipeline.groups)
+    for name in by:
+        if name not in case.rows.columns:
+            raise DataError(
+                f"there is no column '{name}' of groups; columns are {', '.join(case.rows.columns)}{did_you_mean(name, case.rows.columns)}"
+            )
+    if against is not None:
+        case.against = _drawn(loaded, predictor, against, None, limit, console)
+    store = Store(_work(loaded, case, chosen, data, split, against))
+    if fresh:
+        store.forget()
+    case.store = store
+    results, left = run(case, chosen, console, asked=asked)
+    console.end_stage()
+    figures = figures_of(results)
+    gates = [Gate.parse(text) for text in (recipe.gates if recipe is not None else [])]
+    known = {one.audit for one in results}
+    gates = [one for one in gates if one.sign == "no" or (one.audit in known and one.name in figures)]
+    findings = sorted(
+        (finding for one in results for finding in one.to_json()["findings"]),
+        key=lambda one: SEVERITIES.index(one["severity"]),
+    )
+    verdicts = judge(gates, figures, [one["severity"] for one in findings])
+    bad = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on else ()
+    result = {
+        "artefact": str(artefact),
+        "data": data,
+        "split": split,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": len(case.rows),
+        "of": case.sample.total,
+        "passed": all(one.passed for one in verdicts) and not any(f["severity"] in bad for f in findings),
+        "findings": findings,
+        "figures": figures,
+        "gates": [one.to_json() for one in verdicts],
+        "audits": {one.audit: one.to_json() for one in results},
+        "left_out": left,
+    }
+    if output is not None:
+        with files.writing(f"'{output}'"):
+            target = Path(output)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.partial")
+            write_json(beside, result)
+            beside.replace(target)
+    store.forget()
+    return result
+
+
+def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) -> str | None:
+    """Return the split whose rows are looked at: what was asked for, or of the training file itself what was held out."""
+    if split is not None:
+        if split not in SPLITS:
+            raise DataError(f"received split '{split}', but splits are {', '.join(SPLITS)}")
+        if "split" not in loaded.lineage:
+            raise ArtefactError(
+                f"'{loaded.path}' does not say how its rows were split, so its {split} rows are not known; leave --split out"
+            )
+        return split
+    if _fingerprint(data) is None or _fingerprint(data) != loaded.lineage.get("data", {}).get("train"):
+        return None
+    held = next((s for s in ("test", "validation") if loaded.lineage.get("rows", {}).get(s)), None)
+    if held is None or "split" not in loaded.lineage:
+        console.say("careful: the artefact was trained on this very file, so what is found flatters it")
+        return None
+    console.say(
+        f"the artefact was trained on this very file: its {held} rows are looked at (--split says otherwise)"
+    )
+    return held
+
+
+def _drawn(
+    loaded: Artefact, predictor: Predictor, data: str, split: str | None, limit: int, console: Console
+) -> Sample:
+    chunks: Iterator[pl.DataFrame] = chunks_of(data, list(predictor.pipeline.inputs))
+    if split is not None:
+        chunks = of_split(predictor, loaded.lineage, chunks, split)
+    sample = Sample.draw(chunks, limit, lambda rows: console.stage("reading", rows))
+    console.end_stage()
+    if not len(sample.rows):
+        raise DataError("there is no row to look at" + (f" in split '{split}'" if split else ""))
+    predictor.pipeline.require(sample.rows.columns, targets=False)
+    console.say(f"looking at {sample}")
+    return sample
+
+
+def _work(
+    loaded: Artefact, case: Case, audits: Sequence[Audit], data: str, split: str | None, against: str | None
+) -> Path:
+    """Return the folder of what is finished: another for another artefact, other rows or other options."""
+    what = [
+        __version__,
+        files.sha256_of(loaded.path / "model.safetensors"),
+        files.sha256_of(loaded.path / "config.json"),
+        _fingerprint(data) or _hash_of(case.rows),
+        None
+        if against is None or case.against is None
+        else _fingerprint(against) or _hash_of(case.against.rows),
+        split,
+        case.limit,
+        case.by,
+        [one.model_dump() for one in audits],
+    ]
+    text = json.dumps(what, sort_keys=True, ensure_ascii=False, default=str)
+    return files.cache_folder() / "audits" / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _fingerprint(data: str) -> str | None:
+    if data == "-" or is_literal(data):
+        return None
+    try:
+        return open_data(data).fingerprint()
+    except LubanError:  # whatever is wrong with the data is said when it is read
+        return None
+
+
+def _hash_of(rows: pl.DataFrame) -> str:
+    return hashlib.sha256(repr(rows.to_dicts()).encode()).hexdigest()

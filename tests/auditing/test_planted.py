@@ -1,0 +1,195 @@
+"""Faults planted in the data are found by the audits of data, from recipe to finding; sound data is left in peace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import luban
+from audit_cases import case_of, people, trained
+from luban.auditing._small import auc
+from luban.auditing.columns import Columns
+from luban.auditing.drift import population_stability
+from luban.auditing.duplicates import Duplicates
+from luban.auditing.labels import Labels, suspects
+from luban.auditing.leakage import Leakage, alone
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    trained(folder, people())
+    return folder
+
+
+def test_a_leaking_column_is_found_from_recipe_to_finding(tmp_path: Path) -> None:
+    rows = people(1000)
+    code = pl.select(
+        pl.when(rows["label"] == "yes").then(pl.lit("refund")).otherwise(pl.lit("none"))
+    ).to_series()
+    rows = rows.with_columns(code.alias("action"))
+    inputs = {"skill": "number", "luck": "number", "action": "category"}
+    result = trained(tmp_path, rows, {"inputs": inputs}, audits=["leakage"], gates=["no high"])
+    assert not result["passed"]
+    audit = luban.audit(tmp_path / "model", str(tmp_path / "rows.csv"), only=["leakage"])
+    (finding,) = audit["findings"]
+    assert (finding["severity"], finding["where"]) == ("high", "action")
+    assert finding["figures"]["strength"] == 1.0
+
+
+def test_nothing_leaks_in_sound_data(sound: Path) -> None:
+    result = Leakage().run(case_of(sound / "model", people(seed=1)))
+    assert not result.findings
+    strengths = {row["column"]: row["strength"] for row in result.tables["columns"]}
+    assert 0.4 < strengths["skill"] < 0.9
+    assert strengths["town"] < 0.2
+
+
+def test_the_target_under_another_name_and_a_number_of_rows_are_told(sound: Path) -> None:
+    rows = people(400, seed=2)
+    copied = rows.with_columns(rows["label"].alias("town"))
+    assert any(
+        "is 'label' itself" in one.sentence
+        for one in Leakage().run(case_of(sound / "model", copied)).findings
+    )
+    numbered = rows.with_columns(pl.Series("town", [f"id-{i}" for i in range(len(rows))]))
+    (finding,) = Leakage().run(case_of(sound / "model", numbered)).findings
+    assert (finding.severity, finding.where) == ("medium", "town")
+
+
+def test_a_column_alone_explains_what_it_explains() -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(4, size=4000)
+    half = np.where(generator.random(4000) < 0.5, codes, generator.integers(4, size=4000))
+    assert alone(codes, codes % 2, False) == 1.0
+    assert alone(codes, half, False) == pytest.approx(0.5, abs=0.04)
+    assert alone(codes, codes + generator.normal(size=4000), True) == pytest.approx(1.25 / 2.25, abs=0.04)
+    assert alone(codes, generator.integers(2, size=4000), False) < 0.1
+
+
+def test_flipped_labels_are_found(sound: Path) -> None:
+    rows = people(3000, seed=3)
+    rows = rows.filter(
+        (pl.col("skill") + 0.5 * pl.col("luck")).abs() > 0.6
+    )  # of the others nobody could tell
+    flipped = np.random.default_rng(4).random(len(rows)) < 0.08
+    other = pl.select(pl.when(rows["label"] == "yes").then(pl.lit("no")).otherwise(pl.lit("yes"))).to_series()
+    rows = rows.with_columns(
+        pl.select(pl.when(pl.Series(flipped)).then(other).otherwise(rows["label"])).to_series().alias("label")
+    )
+    for options in ({}, {"predictions": "own"}):
+        result = Labels.model_validate({**options, "shown": 2000}).run(case_of(sound / "model", rows))
+        found = np.array([row["row"] for row in result.tables["label"]])
+        assert flipped[found].sum() >= 0.8 * flipped.sum()
+        assert flipped[found].mean() >= 0.6
+        assert result.findings[0].severity in ("medium", "high")
+
+
+def test_suspects_come_the_worst_first() -> None:
+    shares = np.array([[0.9, 0.1]] * 10 + [[0.1, 0.9]] * 10 + [[0.02, 0.98], [0.05, 0.95]])
+    labels = np.array([0] * 10 + [1] * 10 + [0, 0])
+    assert suspects(labels, shares).tolist() == [20, 21]
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_flipped_digits_are_found() -> None:
+    """The claim: at least 80 % of 5 % flipped labels of mnist, at least half of what is named."""
+    from luban import datasets
+    from luban.auditing._small import Features, out_of_fold
+
+    with np.load(datasets.main_file("mnist")) as file:
+        images, digits = file["image"], file["label"].astype(np.int64)
+    generator = np.random.default_rng(0)
+    chosen = generator.permutation(len(digits))[:4000]
+    pixels, labels = images[chosen].reshape(4000, -1).astype(np.float32), digits[chosen].copy()
+    flipped = generator.random(4000) < 0.05
+    labels[flipped] = (labels[flipped] + generator.integers(1, 10, flipped.sum())) % 10
+    nothing = np.zeros(pixels.shape[1], np.int64)
+    found = suspects(labels, out_of_fold(Features(pixels, nothing, None, True, np.ones(4000, bool)), labels))
+    assert flipped[found].sum() >= 0.8 * flipped.sum()
+    assert flipped[found].mean() >= 0.5
+
+
+def test_a_drifted_file_is_found_from_recipe_to_finding(sound: Path, tmp_path: Path) -> None:
+    rows = people(800, seed=9)
+    moved = rows.with_columns(pl.col("luck") + 1.5, pl.lit("north").alias("town"))
+    moved.write_csv(tmp_path / "moved.csv")
+    audit = luban.audit(sound / "model", str(tmp_path / "moved.csv"), only=["drift"])
+    assert {one["where"] for one in audit["findings"]} >= {"luck", "town", ""}
+    assert audit["figures"]["drift.domain_auc"] > 0.8
+    rows.write_csv(tmp_path / "same.csv")
+    audit = luban.audit(sound / "model", str(tmp_path / "same.csv"), only=["drift"])
+    assert not audit["findings"]
+    assert audit["figures"]["drift.domain_auc"] < 0.56
+    against = luban.audit(
+        sound / "model", str(tmp_path / "same.csv"), only=["drift"], against=str(tmp_path / "moved.csv")
+    )
+    assert {one["where"] for one in against["findings"]} >= {"luck", "town"}
+
+
+def test_the_stability_index_is_the_symmetric_divergence() -> None:
+    before, after = np.array([200, 800]), np.array([500, 500])
+    assert population_stability(before, after) == pytest.approx(
+        0.3 * np.log(0.5 / 0.2) - 0.3 * np.log(0.5 / 0.8), abs=2e-3
+    )
+
+
+def test_rows_that_the_model_knows_are_counted(sound: Path) -> None:
+    training = pl.read_csv(sound / "rows.csv", infer_schema=False)
+    fresh = people(200, seed=11).cast(pl.String)
+    case = case_of(sound / "model", pl.concat([fresh, training.head(50)]))
+    case.__dict__["training"] = type(case.sample)(training, np.arange(len(training)), len(training))
+    result = Duplicates().run(case)
+    assert result.figures["exact_share"] == pytest.approx(50 / 250)
+    assert result.findings[0].severity == "high"
+
+
+def test_near_copies_of_training_texts_are_counted(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(400)]
+    texts = [" ".join(generator.choice(words, 30)) for _ in range(300)]
+    rows = pl.DataFrame({"text": texts, "label": ["yes" if i % 2 else "no" for i in range(300)]})
+    data = {"inputs": {"text": "text"}, "groups": []}
+    trained(tmp_path, rows, data, train={"epochs": 1, "device": "cpu", "precision": "fp32", "threads": 1})
+    case = case_of(tmp_path / "model", pl.DataFrame())
+    copies = [f"{text} indeed" for text in texts[:20]]
+    fresh = [" ".join(generator.choice(words, 30)) for _ in range(20)]
+    rows = pl.DataFrame({"text": [*copies, *fresh], "label": ["yes"] * 40})
+    case.sample = type(case.sample)(rows, np.arange(40), 40)
+    case.__dict__["training"] = type(case.sample)(pl.DataFrame({"text": texts}), np.arange(300), 300)
+    result = Duplicates().run(case)
+    assert result.figures["text.near_share"] == pytest.approx(0.5)
+    assert [row["row"] for row in result.tables["text.near"]] == list(range(20))
+
+
+def test_equal_inputs_of_different_labels_are_counted(sound: Path) -> None:
+    rows = people(100, seed=12)
+    other = pl.select(pl.when(rows["label"] == "yes").then(pl.lit("no")).otherwise(pl.lit("yes"))).to_series()
+    both = pl.concat([rows, rows.head(10).with_columns(other.head(10).alias("label"))])
+    assert Duplicates().run(case_of(sound / "model", both)).figures["label.contradictions"] == pytest.approx(
+        20 / 110
+    )
+
+
+def test_faults_of_single_columns_are_told(sound: Path) -> None:
+    rows = people(1000, seed=13)
+    gone = (rows["label"] == "yes") & pl.Series(np.random.default_rng(0).random(1000) < 0.7)
+    rows = rows.with_columns(
+        pl.select(pl.when(gone).then(None).otherwise(rows["luck"])).to_series().alias("luck"),
+        pl.lit("north").alias("town"),
+        pl.select(pl.when(pl.Series(np.arange(1000) < 30)).then(900.0).otherwise(rows["skill"]))
+        .to_series()
+        .alias("skill"),
+    )
+    found = {(one.where, one.severity) for one in Columns().run(case_of(sound / "model", rows)).findings}
+    assert ("luck", "high") in found  # its being empty tells the answer
+    assert {("luck", "low"), ("town", "low"), ("skill", "low")} <= found
+    assert not Columns().run(case_of(sound / "model", people(1000, seed=14))).findings
+
+
+def test_auc_counts_ties_half() -> None:
+    assert auc(np.array([True, True, False]), np.array([2.0, 1.0, 1.0])) == pytest.approx(0.75)
