@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 
     from luban.data.contracts import Array, Encoded, Field, Processor
     from luban.data.pipeline import Pipeline
+    from luban.explaining._base import Explainer, Explanation
+    from luban.explaining._case import Case
 
-__all__ = ["check_language_objective", "check_model", "check_objective", "check_processor"]
+__all__ = [
+    "check_explainer",
+    "check_language_objective",
+    "check_model",
+    "check_objective",
+    "check_processor",
+]
 
 
 def check_model(model: Model, spec: Spec, batch: Batch, *, tolerance: float = 1e-5) -> None:
@@ -580,3 +588,113 @@ def _rows_of(batch: Batch, rows: Tensor) -> Batch:
         else:
             result[name] = value[rows]
     return result
+
+
+# --- explainers -------------------------------------------------------------------------------------------
+
+
+def check_explainer(explainer: Explainer, case: Case, *, tolerance: float = 1e-4) -> str | None:
+    """Check what `luban explain`, the report and the measures of quality rely on in an explainer.
+
+    The options survive the recipe; paper and limits are said, each in one line; an explainer that does not fit says why before it
+    is asked to work, and one that fits leaves the model as it was, explains each row, in order, with finite values that are JSON,
+    gives the same twice, and explains a row alike whatever stands beside it. Where values are said to add up, they do, but for the
+    error that is reported.
+
+    Args:
+        explainer: the options.
+        case: at least two rows.
+        tolerance: how far values of the same row may differ, relative to the largest of the row, since sums of another order differ
+            in the last bits.
+
+    Returns:
+        Why it does not fit; None if it fits, and all promises are kept.
+
+    Raises:
+        AssertionError: if a promise is broken.
+
+    Example:
+        >>> check_explainer(lookup("explainers", "occlusion")(), case)      # doctest: +SKIP
+    """
+    assert len(case) >= 2, "the case has fewer than two rows, too few to tell rows apart"
+    name = explainer.type
+    assert Section("explainers").parse(explainer.model_dump()) == explainer, (
+        f"'{name}': the options change when a recipe is written and read"
+    )
+    for what in ("paper", "limits"):
+        text = getattr(explainer, what)
+        assert text.strip(), f"'{name}' does not say its {what}"
+        assert "\n" not in text, f"'{name}' does not say its {what} in one line"
+    model = case.predictor.model
+    before = _condition(model)
+    why = explainer.refusal(case)
+    assert _condition(model) == before, f"'{name}' changes the model when it is asked whether it fits"
+    if why is not None:
+        assert why, f"'{name}' refuses without a reason"
+        return why
+    if explainer.scope == "set":
+        first, second = (_as_json(explainer.survey(case).to_json(), name) for _ in range(2))
+        assert first == second, f"'{name}' finds something else the second time"
+        assert first["rows"] >= 1, f"'{name}' says nothing of how many rows it looked at"
+        assert any(first["tables"].values()), f"'{name}' finds nothing"
+        assert _condition(model) == before, f"'{name}' leaves the model changed"
+        return None
+    found = explainer.explain(case)
+    assert _condition(model) == before, f"'{name}' leaves the model changed"
+    assert [one.row for one in found] == case.numbers, f"'{name}' does not explain each row, in order"
+    again = explainer.explain(case)
+    alone = explainer.explain(case.part(1, 2))
+    for one, other, what in (
+        *((a, b, "the second time") for a, b in zip(found, again, strict=True)),
+        (found[1], alone[0], "with no other row beside it"),
+    ):
+        _check_alike(one, other, f"'{name}' explains row {one.row} otherwise {what}", tolerance)
+    for one in found:
+        plain = _as_json(one.to_json(), name)
+        assert plain["method"] == name, f"'{name}' calls itself {plain['method']!r}"
+        strangers = set(one.parts) - set(case.inputs)
+        assert not strangers, f"'{name}' explains by {strangers}, which are no inputs"
+        for column, part in one.parts.items():
+            for piece in part.pieces if isinstance(part.shown, str) else ():
+                inside = piece.start == piece.end or part.shown[piece.start : piece.end] == piece.text
+                assert inside, f"'{name}': a piece of '{column}' does not stand where it is said to"
+        if explainer.attributes and one.baseline is not None:
+            gap = abs(sum(part.total for part in one.parts.values()) - (one.score - one.baseline))
+            known = one.quality.get("completeness_error", 0.0) * max(abs(one.score - one.baseline), 1e-6)
+            scale = max(abs(one.score), abs(one.baseline), 1.0)
+            assert gap <= known + 10 * tolerance * scale, (
+                f"'{name}': values miss the difference of the scores by {gap:.3g}, and {known:.3g} is reported"
+            )
+    return None
+
+
+def _condition(model: nn.Module) -> list[Any]:
+    """Return what of a model must not change: weights, mode, what is trained, hooks."""
+    return [
+        [(name, float(value.double().sum())) for name, value in model.state_dict().items()],
+        [
+            (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+            for module in model.modules()
+        ],
+        [p.requires_grad for p in model.parameters()],
+        [p.grad is None for p in model.parameters()],
+    ]
+
+
+def _as_json(data: Any, name: str) -> Any:
+    import json
+
+    try:
+        return json.loads(json.dumps(data, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"'{name}' gives what is no JSON: {error}") from None
+
+
+def _check_alike(a: Explanation, b: Explanation, message: str, tolerance: float) -> None:
+    assert list(a.parts) == list(b.parts), message
+    for column, part in a.parts.items():
+        other = b.parts[column]
+        assert part.values.shape == other.values.shape, message
+        scale = max(float(abs(part.values).max(initial=0.0)), 1e-3)
+        worst = float(abs(part.values - other.values).max(initial=0.0))
+        assert worst <= tolerance * scale, f"{message}: '{column}' differs by {worst:.3g}"

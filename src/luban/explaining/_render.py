@@ -1,0 +1,433 @@
+"""Explanations as people read them: coloured words on a terminal, pictures, and one page that needs no network.
+
+Everything is drawn from the JSON of an explanation. Blue speaks for what is explained, orange against; the two are told apart by
+people who see no red or green.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "STYLE",
+    "Page",
+    "explanation_html",
+    "heatmap",
+    "part_html",
+    "survey_html",
+    "survey_text",
+    "terminal",
+]
+
+Json = Mapping[str, Any]
+
+FOR, AGAINST = (33, 113, 181), (217, 95, 2)
+SHOWN = 200
+"""Rows that the page shows; all are in explanations.jsonl."""
+SIDE = 224
+"""Pixels of the longer side of a picture, at least."""
+
+
+# --- on a terminal ----------------------------------------------------------------------------------------
+
+
+def terminal(one: Json, *, color: bool) -> str:
+    """Return an explanation as lines of text, with coloured words or with the strongest ones listed."""
+    lines = [headline(one)]
+    several = len(one["parts"]) > 1
+    for column, part in one["parts"].items():
+        share = f"  ({one['shares'].get(column, 0):.0%})" if several and one["shares"] else ""
+        lines.append(f"  {column}{share}: {_brief(part, color)}")
+    for key, value in one["quality"].items():
+        if value is not None:
+            lines.append(f"  {key.replace('_', ' ')} {value:.3g}")
+    lines += [f"  note: {note}" for note in one["notes"]]
+    return "\n".join(lines)
+
+
+def headline(one: Json) -> str:
+    """Return what is explained, in one line."""
+    what = one["target"] if one["chosen"] is None else f"{one['target']} = {one['chosen']!r}"
+    words = [f"row {one['row']}: {what}"]
+    if one["probability"] is not None:
+        words.append(f"{one['probability']:.1%}")
+    words.append(f"score {one['score']:.4g}")
+    if one["baseline"] is not None:
+        words.append(f"neutral {one['baseline']:.4g}")
+    return ", ".join(words)
+
+
+def _brief(part: Json, color: bool) -> str:
+    match part["kind"]:
+        case "tokens" if color:
+            return _coloured(part)
+        case "tokens":
+            return _strongest([piece["text"] for piece in part["pieces"]], part["values"])
+        case "value":
+            shown = "missing" if part.get("shown") is None else part["shown"]
+            return f"{shown}  {part['values']:+.3g}"
+        case "matrix":
+            pieces = [piece["text"] for piece in part["pieces"]]
+            return "".join(
+                f"\n    {output['text']!r} ← {_strongest(pieces, values, 5)}"
+                for output, values in zip(part["outputs"], part["values"], strict=True)
+            )
+        case "vector":
+            return _strongest([f"[{i}]" for i in range(len(part["values"]))], part["values"])
+        case _:
+            shape = "×".join(map(str, np.asarray(part["values"]).shape))
+            return f"{part['kind']} of {shape}; -o FOLDER draws it"
+
+
+def _strongest(names: Sequence[str], values: Sequence[float | None], count: int = 12) -> str:
+    numbers = np.asarray([0.0 if v is None else v for v in values])
+    order = np.argsort(-np.abs(numbers), kind="stable")[:count]
+    found = [f"{names[i].strip() or repr(names[i])} {numbers[i]:+.3g}" for i in order if numbers[i]]
+    return "  ".join(found) or "nothing"
+
+
+def _coloured(part: Json) -> str:
+    scale = _scale(part["values"])
+    result = []
+    for text, value in _stretches(part):
+        if value is None or abs(value) < 0.05 * scale:
+            result.append(text)
+            continue
+        weight = min(1.0, abs(value) / scale)
+        tone = FOR if value > 0 else AGAINST
+        # On white paper at full strength the tone itself, at less a tint of it, always under black letters.
+        red, green, blue = (round(255 - weight * 0.75 * (255 - c)) for c in tone)
+        result.append(f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m")
+    return "".join(result).replace("\n", " ")
+
+
+def _stretches(part: Json) -> list[tuple[str, float | None]]:
+    """Return the whole text in stretches, each with its value; what stands between pieces has none."""
+    shown = part.get("shown") or ""
+    result: list[tuple[str, float | None]] = []
+    at = 0
+    for piece, value in zip(part["pieces"], part["values"], strict=True):
+        start, end = piece["start"], piece["end"]
+        if start >= end or start < at or end > len(shown):
+            continue
+        if start > at:
+            result.append((shown[at:start], None))
+        result.append((shown[start:end], value))
+        at = end
+    return [*result, (shown[at:], None)] if at < len(shown) else result
+
+
+def _scale(values: Any) -> float:
+    """Return the value that counts as full strength: the largest, or, of many, all but the strongest hundredth."""
+    each = np.abs(np.asarray(values, dtype=np.float64))
+    each = each[np.isfinite(each)]
+    if not each.size:
+        return 1.0
+    top = float(each.max()) if each.size < 200 else float(np.quantile(each, 0.99)) or float(each.max())
+    return top or 1.0
+
+
+def survey_text(found: Json, lines: int = 20) -> str:
+    """Return the first lines of a survey's tables."""
+    result = []
+    for name, rows in found["tables"].items():
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [keys, *([_cell(row.get(key)) for key in keys] for row in rows[:lines])]
+        widths = [min(40, max(len(line[i]) for line in cells)) for i in range(len(keys))]
+        result.append(f"{name}:")
+        result += [
+            "  " + "  ".join(c[:w].ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
+        if len(rows) > lines:
+            result.append(f"  ... {len(rows):,} lines in all; --json or -o gives them")
+    return "\n".join(result)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def heatmap(part: Json) -> bytes:
+    """Return a PNG: what an image contributed, over the image in grey."""
+    from PIL import Image as Pillow
+
+    values = _array(part["values"])
+    size = _larger(values.shape)
+    under = _under(part, size)
+    scale = _scale(values)
+    signed = np.clip(values / scale, -1, 1)
+    grown = np.asarray(
+        Pillow.fromarray(signed.astype(np.float32)).resize(size, Pillow.Resampling.NEAREST), dtype=np.float64
+    )
+    weight = np.abs(grown)[..., None] ** 0.7 * 0.85
+    tone = np.where(grown[..., None] > 0, np.asarray(FOR), np.asarray(AGAINST))
+    return _png((under * (1 - weight) + tone * weight).round().astype(np.uint8))
+
+
+def mosaic(part: Json) -> bytes:
+    """Return a PNG of several maps, side by side, each with its own scale."""
+    from PIL import Image as Pillow
+
+    maps = _array(part["values"])  # (N, h, w)
+    count, height, width = maps.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    by = max(1, 96 // max(height, width))
+    tall, wide = height * by, width * by
+    sheet = np.full((-(-count // columns) * (tall + 4), columns * (wide + 4), 3), 128, dtype=np.uint8)
+    for i, one in enumerate(maps):
+        signed = np.clip(one / _scale(one), -1, 1)[..., None]
+        tone = np.where(signed > 0, np.asarray(FOR), np.asarray(AGAINST))
+        tinted = (255 * (1 - np.abs(signed)) + tone * np.abs(signed)).round().astype(np.uint8)
+        grown = np.asarray(Pillow.fromarray(tinted).resize((wide, tall), Pillow.Resampling.NEAREST))
+        y, x = i // columns * (tall + 4), i % columns * (wide + 4)
+        sheet[y : y + tall, x : x + wide] = grown
+    return _png(sheet)
+
+
+def _array(values: Any) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(values, dtype=np.float64))
+
+
+def _larger(shape: Sequence[int]) -> tuple[int, int]:
+    """Return width and height of a picture: whole times as large, so that pixels stay squares."""
+    by = max(1, SIDE // max(shape))
+    return shape[1] * by, shape[0] * by
+
+
+def _under(part: Json, size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    from PIL import Image as Pillow
+
+    shown = part.get("shown")
+    if not (isinstance(shown, str) and shown.startswith("data:image/")):
+        return np.full((size[1], size[0], 3), 235.0)
+    picture = Pillow.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).convert("L")
+    grey = np.asarray(picture.resize(size, Pillow.Resampling.NEAREST), dtype=np.float64)
+    return np.repeat(grey[..., None], 3, 2) * 0.7 + 60
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    from PIL import Image as Pillow
+
+    file = io.BytesIO()
+    Pillow.fromarray(pixels).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+# --- a page -----------------------------------------------------------------------------------------------
+
+STYLE = """
+.ex-text{line-height:1.9;overflow-wrap:anywhere;white-space:pre-wrap}
+.ex-t{border-radius:.2em;padding:.1em 0}
+.ex-bars{border-collapse:collapse}.ex-bars td{padding:.1rem .5rem;vertical-align:middle}
+.ex-bar{display:inline-block;height:.8em;border-radius:.15em;vertical-align:middle}
+.ex-scroll{overflow-x:auto;max-width:100%}
+.ex-matrix{border-collapse:collapse;font-size:.8rem}.ex-matrix td,.ex-matrix th{padding:.1rem .3rem;font-weight:400;white-space:pre}
+.ex-pictures img{image-rendering:pixelated;max-width:100%;height:auto;margin:.2rem .6rem .2rem 0;vertical-align:top}
+.ex-note{opacity:.75;font-size:.9rem}
+"""
+_PAGE = """
+:root{color-scheme:light dark;--ground:#fff;--ink:#1a1d21;--line:#d5d9de}
+@media (prefers-color-scheme:dark){:root{--ground:#15181c;--ink:#e6e8eb;--line:#3a4048}}
+body{margin:0 auto;max-width:64rem;padding:1rem;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+section{border-top:1px solid var(--line);padding:.6rem 0}h1{font-size:1.4rem}h2{font-size:1rem;margin:.2rem 0}
+h3{font-size:.9rem;font-weight:600;margin:.4rem 0 .1rem}
+table.survey{border-collapse:collapse;font-size:.85rem}.survey td,.survey th{padding:.15rem .6rem;text-align:left;border-bottom:1px solid var(--line)}
+@media print{section{break-inside:avoid}}
+"""
+
+
+class Page:
+    """index.html and the pictures beside it, written row by row.
+
+    Args:
+        folder: where to.
+        about: ``method``, ``paper``, ``limits``.
+    """
+
+    def __init__(self, folder: Path, about: Json) -> None:
+        self.folder, self.rows = folder, 0
+        self.file = (folder / "index.html").open("w", encoding="utf-8")
+        title = html.escape(f"{about['method']} of {Path(str(about['artefact'])).name}")
+        self.file.write(
+            f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+            f"<title>{title}</title>\n<style>{_PAGE}{STYLE}</style>\n<h1>{title}</h1>\n"
+            f"<p>{html.escape(about['paper'])}. What it cannot tell: {html.escape(about['limits'])}.</p>\n"
+            f"<p>{_swatch(1)} speaks for what is explained, {_swatch(-1)} against it.</p>\n"
+        )
+
+    def add(self, one: Json) -> None:
+        """Add the explanation of a row."""
+        self.rows += 1
+        for column, part in one["parts"].items():
+            if part["kind"] in ("image", "maps"):
+                picture = heatmap(part) if part["kind"] == "image" else mosaic(part)
+                name = "".join(c if c.isalnum() else "_" for c in column)
+                (self.folder / f"row-{one['row']:05d}-{name}.png").write_bytes(picture)
+        if self.rows <= SHOWN:
+            self.file.write(explanation_html(one))
+
+    def survey(self, found: Json) -> None:
+        """Add what was found about a set."""
+        self.file.write(survey_html(found))
+
+    def close(self, summary: Json) -> None:
+        """Finish the page."""
+        notes = [*summary["notes"]]
+        if self.rows > SHOWN:
+            notes.append(f"the first {SHOWN} of {self.rows:,} rows are shown; all are in explanations.jsonl")
+        notes += [
+            f"row {row} could not be explained: {why}"
+            for row, why in list(summary["unreadable"].items())[:20]
+        ]
+        words = [f"{key.replace('_', ' ')} {value:.3g}" for key, value in summary["quality"].items()]
+        if words:
+            notes.insert(0, f"means over {summary['rows']:,} rows: {', '.join(words)}")
+        self.file.write("<section>\n" + "".join(_note(note) for note in notes) + "</section>\n</html>\n")
+        self.file.close()
+
+
+def explanation_html(one: Json) -> str:
+    """Return an explanation as a section of a page; all text is escaped, and pictures are inside."""
+    parts = []
+    for column, part in one["parts"].items():
+        share = one["shares"].get(column)
+        heading = column if share is None or len(one["parts"]) < 2 else f"{column} ({share:.0%})"
+        parts.append(f"<h3>{html.escape(heading)}</h3>\n" if part["kind"] != "value" else "")
+        parts.append(part_html(part) if part["kind"] != "value" else "")
+    values = {c: p for c, p in one["parts"].items() if p["kind"] == "value"}
+    if values:
+        parts.append(_bars(values))
+    words = [
+        f"{key.replace('_', ' ')} {value:.3g}" for key, value in one["quality"].items() if value is not None
+    ]
+    notes = ([", ".join(words)] if words else []) + list(one["notes"])
+    return (
+        f"<section>\n<h2>{html.escape(headline(one))}</h2>\n{''.join(parts)}"
+        + "".join(_note(note) for note in notes)
+        + "</section>\n"
+    )
+
+
+def part_html(part: Json) -> str:
+    """Return what an input contributed, as a piece of a page."""
+    match part["kind"]:
+        case "tokens":
+            return _tokens(part)
+        case "matrix":
+            return _matrix(part)
+        case "image":
+            shown = part.get("shown")
+            size = _larger(_array(part["values"]).shape)
+            original = (
+                f'<img src="{html.escape(shown)}" width="{size[0]}" height="{size[1]}" alt="what the model saw">'
+                if isinstance(shown, str) and shown.startswith("data:image/png;base64,")
+                else ""
+            )
+            return f'<div class="ex-pictures">{original}{_img(heatmap(part), "what speaks for and against")}</div>\n'
+        case "maps":
+            return f'<div class="ex-pictures">{_img(mosaic(part), ", ".join(part.get("names", [])))}</div>\n'
+        case "vector":
+            return _bars({f"[{i}]": {"values": v} for i, v in _top(part["values"])})
+        case _:
+            return _bars({"": part})
+
+
+def survey_html(found: Json) -> str:
+    """Return the tables of a survey as a section of a page."""
+    parts = []
+    for name, lines in found["tables"].items():
+        keys = list(dict.fromkeys(key for line in lines for key in line))
+        head = "".join(f"<th>{html.escape(str(key))}</th>" for key in keys)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(_cell(line.get(key)))}</td>" for key in keys) + "</tr>\n"
+            for line in lines[:SHOWN]
+        )
+        more = _note(f"the first {SHOWN} of {len(lines):,} lines") if len(lines) > SHOWN else ""
+        parts.append(
+            f"<h3>{html.escape(name)}</h3>\n<div class='ex-scroll'><table class='survey'><tr>{head}</tr>\n{body}</table></div>{more}\n"
+        )
+    return f"<section>\n{''.join(parts)}</section>\n"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _top(values: Sequence[float | None], count: int = 20) -> Iterable[tuple[int, float]]:
+    numbers = [0.0 if v is None else v for v in values]
+    order = sorted(range(len(numbers)), key=lambda i: -abs(numbers[i]))[:count]
+    return [(i, numbers[i]) for i in order]
+
+
+def _tokens(part: Json) -> str:
+    scale = _scale(part["values"])
+    words = []
+    for text, value in _stretches(part):
+        if value is None or abs(value) < 0.02 * scale:
+            words.append(html.escape(text))
+        else:
+            words.append(
+                f'<span class="ex-t" style="background:{_tint(value / scale)}" title="{value:+.4g}">{html.escape(text)}</span>'
+            )
+    hidden = [
+        (piece["text"], value)
+        for piece, value in zip(part["pieces"], part["values"], strict=True)
+        if piece["start"] >= piece["end"] and value
+    ]
+    beside = (
+        f"<br>{html.escape(_strongest([t for t, _ in hidden], [v for _, v in hidden]))}" if hidden else ""
+    )
+    return f'<div class="ex-text">{"".join(words)}{beside}</div>\n'
+
+
+def _matrix(part: Json) -> str:
+    values = _array(part["values"])
+    scale = _scale(values)
+    head = "".join(f"<th>{html.escape(piece['text'])}</th>" for piece in part["pieces"])
+    rows = "".join(
+        f"<tr><th>{html.escape(output['text'])}</th>"
+        + "".join(f'<td style="background:{_tint(v / scale)}" title="{v:+.4g}"></td>' for v in line)
+        + "</tr>\n"
+        for output, line in zip(part["outputs"], values.tolist(), strict=True)
+    )
+    return f'<div class="ex-scroll"><table class="ex-matrix"><tr><th></th>{head}</tr>\n{rows}</table></div>\n'
+
+
+def _bars(parts: Mapping[str, Json]) -> str:
+    numbers = {name: float(part["values"] or 0.0) for name, part in parts.items()}
+    scale = _scale(list(numbers.values()))
+    lines = []
+    for name, value in sorted(numbers.items(), key=lambda one: -abs(one[1])):
+        width = abs(value) / scale * 12
+        shown = parts[name].get("shown")
+        lines.append(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape('' if shown is None else str(shown))}</td><td>{value:+.3g}</td>"
+            f'<td><span class="ex-bar" style="width:{width:.2f}rem;background:{_tint(np.sign(value))}"></span></td></tr>\n'
+        )
+    return f"<div class='ex-scroll'><table class='ex-bars'>{''.join(lines)}</table></div>\n"
+
+
+def _tint(strength: float) -> str:
+    """Return a colour for -1 ... 1 that lies over a light or a dark ground alike."""
+    red, green, blue = FOR if strength > 0 else AGAINST
+    return f"rgba({red},{green},{blue},{min(1.0, abs(float(strength))) * 0.65:.2f})"
+
+
+def _swatch(sign: int) -> str:
+    return f'<span class="ex-t" style="background:{_tint(sign)}">{"blue" if sign > 0 else "orange"}</span>'
+
+
+def _img(png: bytes, alt: str) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(alt)}">'
+
+
+def _note(text: str) -> str:
+    return f'<p class="ex-note">{html.escape(text)}</p>\n'

@@ -1,0 +1,461 @@
+"""The verb `explain`: why an artefact says what it says about rows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+
+from luban import files
+from luban.artefact import Artefact, write_json
+from luban.auditing._base import Sample, of_split
+from luban.console import Console
+from luban.data.contracts import Flat, Source
+from luban.errors import DataError, InputError, LubanError, did_you_mean
+from luban.explaining import _render
+from luban.explaining._base import Explainer, Explanation, Survey
+from luban.explaining._case import Case, require_rows
+from luban.explaining._quality import measure
+from luban.explaining._written import explain_written, writes, written_case
+from luban.predict import Predictor, of_artefact
+from luban.recipe import load, options_from, read_yaml
+from luban.registry import lookup, names
+from luban.verbs.rows import chunks_of
+
+__all__ = ["explain", "explain_rows"]
+
+SECTION = "explainers"
+AT_ONCE = 64
+"""Rows that are explained at a time."""
+ROWS, SET = 100, 2_000
+"""Rows that are looked at unless a limit is given: the first ones one by one, or a sample as a whole."""
+BACKGROUND = 1_000
+"""Training rows that stand for the data, at most."""
+MANY = 0.05
+"""A completeness error that the reader is told of."""
+
+
+def explain(
+    artefact: str | Path,
+    data: str,
+    options: Sequence[str] = (),
+    *,
+    target: str | None = None,
+    method: str | None = None,
+    label: str | None = None,
+    target_text: str | None = None,
+    max_tokens: int = 20,
+    quality: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    force: bool = False,
+    device: str = "cpu",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Explain predictions.
+
+    Args:
+        artefact: the artefact's directory.
+        data: a file, ``-`` for JSON lines on standard input, JSON rows, or the value of the only input column.
+        options: ``key=value`` options of the explainer.
+        target: the column to explain; the first one by default.
+        method: type of the explainer; by default one that suits the model (see `default`).
+        label: the class to explain; by default the one that is predicted for each row.
+        target_text: for a model that writes: the text whose tokens are explained; by default what the model writes.
+        max_tokens: for a model that writes: how many tokens it writes, at most.
+        quality: whether to measure how well explanations explain the model (`luban.explaining._quality`).
+        limit: rows that are looked at; 0 for all. By default the first 100, or a sample of 2,000 for what is about a whole set.
+        seed: of everything that is drawn.
+        output: a folder to write: explanations.jsonl, summary.json, pictures, and index.html with all of it.
+        force: replace a folder that was written before.
+        device: ``cpu`` or ``cuda``.
+        console: who is told what should be known.
+
+    Returns:
+        ``method`` with its ``paper`` and ``limits``, ``target``, ``rows``, ``explanations`` (of each row; none with `output`, where
+        they are in the files) or ``survey`` (of the set), ``quality`` (means over the rows), ``unreadable`` (row → why), ``notes``.
+
+    Raises:
+        InputError: if the explainer does not fit the model; the sentence names those that do.
+        LubanError: in one sentence.
+
+    Example:
+        >>> luban.explain("runs/reviews", "物流很快")["explanations"][0]["parts"]["review"]      # doctest: +SKIP
+        {'kind': 'tokens', 'values': [0.02, ...], 'pieces': [{'text': '物', 'start': 0, 'end': 1}, ...], ...}
+    """
+    console = console or Console()
+    if output is not None:
+        files.require_place(Path(output), force, lambda folder: (folder / "summary.json").is_file())
+    if limit is not None and limit < 0:
+        raise InputError(f"received --limit {limit}, but it is a number of rows, or 0 for all")
+    loaded = Artefact.load(artefact)
+    predictor = of_artefact(loaded, device=device)
+    chunks = chunks_of(data, list(predictor.pipeline.inputs))
+    first = next(chunks, None)
+    if first is None or not len(first):
+        raise DataError("there is no row to explain")
+    training = training_of(loaded, predictor)
+    run = _Run(
+        predictor,
+        target,
+        label,
+        seed,
+        quality,
+        target_text,
+        max_tokens,
+        training,
+        _background(training),
+        console,
+    )
+    explainer = run.choose(method, list(options), first)
+    result: dict[str, Any] = {
+        "artefact": str(artefact),
+        "method": explainer.type,
+        "paper": explainer.paper,
+        "limits": explainer.limits,
+        "options": explainer.model_dump(),
+    }
+    console.say(f"{explainer.type} ({explainer.paper}): {explainer.limits}")
+    everything = chain([first], chunks)
+    if explainer.scope == "set":
+        result |= run.survey(explainer, everything, SET if limit is None else limit)
+        if output is not None:
+            _write_survey(Path(output), result, force)
+        return result
+    found = run.rows(explainer, everything, ROWS if limit is None else limit)
+    if output is None:
+        explanations = [one.to_json() for one in found]
+    else:
+        explanations = []
+        _write_rows(Path(output), result, found, run, force)
+    if not run.count:
+        reason = next(iter(run.unreadable.values()), "there is no row")
+        raise DataError(f"no row can be explained: {reason}")
+    result |= {"explanations": explanations} if output is None else {}
+    return result | run.summary()
+
+
+def explain_rows(
+    predictor: Predictor,
+    rows: pl.DataFrame,
+    *,
+    method: str | None = None,
+    options: Sequence[str] = (),
+    target: str | None = None,
+    label: str | None = None,
+    background: pl.DataFrame | None = None,
+    seed: int = 0,
+) -> list[Explanation]:
+    """Explain some rows with a loaded artefact, as `explain` does; for who holds both already."""
+    run = _Run(predictor, target, label, seed, False, None, 20, None, background, Console())
+    explainer = run.choose(method, list(options), rows)
+    return list(run.rows(explainer, iter([rows]), 0))
+
+
+class _Run:
+    """One call of the verb."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        target: str | None,
+        label: str | None,
+        seed: int,
+        quality: bool,
+        target_text: str | None,
+        max_tokens: int,
+        training: Callable[[], Iterator[pl.DataFrame]] | None,
+        background: pl.DataFrame | None,
+        console: Console,
+    ) -> None:
+        self.predictor, self.target, self.label, self.seed = predictor, target, label, seed
+        self.quality, self.target_text, self.max_tokens = quality, target_text, max_tokens
+        self.training, self.background, self.console = training, background, console
+        scored = predictor.pipeline.scored
+        self.written = (
+            writes(predictor) and (target is None or target not in scored) and not (target is None and scored)
+        )
+        if self.written and label is not None:
+            raise InputError(
+                f"the model writes a text, so there is no class '{label}' to explain; leave --class out"
+            )
+        if not self.written and target_text is not None:
+            raise InputError(
+                f"--target-text is for a model that writes texts; this artefact predicts {', '.join(scored) or 'vectors'}"
+            )
+        if predictor.speaker is not None and not writes(predictor) and not scored:
+            raise InputError(
+                "a masked language model predicts hidden words and no column; train a target on it, then explain that"
+            )
+        self.count = 0
+        self.of: int | None = None
+        self.unreadable: dict[int, str] = {}
+        self.notes: list[str] = []
+        self._qualities: dict[str, list[float]] = {}
+        self._shown_target = target or next(iter(scored), "")
+
+    def case(self, rows: pl.DataFrame, first: int) -> Case:
+        """Return a case of rows whose first has the number `first`."""
+        return Case.of(
+            self.predictor,
+            rows,
+            target=self.target,
+            label=self.label,
+            first=first,
+            background=self.background,
+            training=self.training,
+            seed=self.seed,
+        )
+
+    # --- the explainer -------------------------------------------------------------------------------------
+
+    def choose(self, method: str | None, options: list[str], rows: pl.DataFrame) -> Explainer:
+        """Return the explainer that is asked for, or one that suits.
+
+        Raises:
+            InputError: if it does not fit; the sentence names those that do.
+        """
+        if method is not None and method not in names(SECTION):
+            raise InputError(
+                f"there is no explainer '{method}'; explainers are {', '.join(names(SECTION))}{did_you_mean(method, names(SECTION))}"
+            )
+        trial = self._trial(rows)
+        if method is None:
+            method = default(trial)
+        explainer = cast(Explainer, options_from(lookup(SECTION, method), options, f"explainer {method}"))
+        why = refusal(explainer, trial)
+        if why is not None:
+            fitting = [name for name in names(SECTION) if name != method and _fits(name, trial)]
+            raise InputError(
+                f"explainer '{method}' does not fit this artefact: {why}; those that fit are {', '.join(fitting) or 'none'}"
+            )
+        return explainer
+
+    def _trial(self, rows: pl.DataFrame) -> Case:
+        """Return a case of the first row that can be read, to ask explainers about."""
+        if self.written:
+            problem: DataError | None = None
+            for i in range(min(len(rows), AT_ONCE)):
+                try:
+                    return written_case(
+                        self.predictor, rows[i : i + 1], i, 1, self.target_text, self.seed
+                    ).part(0, 1)
+                except DataError as error:
+                    problem = problem or error
+            raise problem or DataError("there is no row to explain")
+        case = self.case(rows.head(AT_ONCE), 0)
+        require_rows(case)
+        return case.part(0, 1)
+
+    # --- row by row ------------------------------------------------------------------------------------------
+
+    def rows(self, explainer: Explainer, chunks: Iterator[pl.DataFrame], limit: int) -> Iterator[Explanation]:
+        """Yield an explanation for each row that can be read, in order."""
+        seen = 0
+        at_once = 1 if self.written else AT_ONCE
+        for chunk in chunks:
+            for start in range(0, len(chunk), at_once):
+                left = limit - seen if limit else at_once
+                if left <= 0:
+                    self.notes.append(
+                        f"the first {limit:,} rows are explained, and there are more; --limit 0 explains all of them"
+                    )
+                    return
+                part = chunk[start : start + min(at_once, left)]
+                for one in self._some(explainer, part, seen):
+                    self.count += 1
+                    self._remember(one)
+                    yield one
+                seen += len(part)
+                self.console.stage("explaining", seen, limit or None)
+        self.console.end_stage()
+
+    def _some(self, explainer: Explainer, rows: pl.DataFrame, first: int) -> list[Explanation]:
+        if self.written:
+            return self._written(explainer, rows, first)
+        try:
+            case = self.case(rows, first)
+        except pl.exceptions.PolarsError as error:
+            # A cell of a kind that no processor foresees: its row alone is at fault.
+            if len(rows) == 1:
+                self.unreadable[first] = f"a cell cannot be read: {' '.join(str(error).split())[:120]}"
+                return []
+            alone = (self._some(explainer, rows[i : i + 1], first + i) for i in range(len(rows)))
+            return [one for found in alone for one in found]
+        self.unreadable |= case.unreadable
+        if not len(case):
+            return []
+        found = explainer.explain(case)
+        if self.quality:
+            measure(case, explainer, found)
+        show_images(case, found)
+        return found
+
+    def _written(self, explainer: Explainer, rows: pl.DataFrame, number: int) -> list[Explanation]:
+        try:
+            case = written_case(self.predictor, rows, number, self.max_tokens, self.target_text, self.seed)
+        except DataError as error:
+            self.unreadable[number] = str(error)
+            return []
+        return [explain_written(case, explainer, quality=self.quality)]
+
+    def _remember(self, one: Explanation) -> None:
+        error = one.quality.get("completeness_error", 0.0)
+        if error > MANY:
+            one.notes.append(
+                f"the values miss the difference of the scores by {error:.0%}; more steps, or samples, come nearer"
+            )
+        for key, value in one.quality.items():
+            if np.isfinite(value):
+                self._qualities.setdefault(key, []).append(value)
+        self._shown_target = one.target
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is said of all rows together."""
+        return {
+            "target": self._shown_target,
+            "rows": self.count,
+            "quality": {key: float(np.mean(values)) for key, values in self._qualities.items()},
+            "unreadable": {str(row): why for row, why in self.unreadable.items()},
+            "notes": self.notes,
+        }
+
+    # --- the set ---------------------------------------------------------------------------------------------
+
+    def survey(self, explainer: Explainer, chunks: Iterator[pl.DataFrame], limit: int) -> dict[str, Any]:
+        """Return what an explainer finds about a sample of the rows."""
+        sample = Sample.draw(chunks, limit or 2**62, lambda rows: self.console.stage("reading", rows))
+        self.console.end_stage()
+        self.console.say(f"looking at {sample}")
+        case = self.case(sample.rows, 0)
+        require_rows(case)
+        found: Survey = explainer.survey(case)
+        if len(sample.rows) < sample.total:
+            found.notes.append(f"{sample}")
+        return {
+            "target": found.target,
+            "rows": found.rows,
+            "of": sample.total,
+            "survey": found.to_json(),
+            "quality": dict(found.quality),
+            "unreadable": {str(sample.places[i]): why for i, why in case.unreadable.items()},
+            "notes": found.notes,
+        }
+
+
+def default(case: Case) -> str:
+    """Return the type of an explainer that suits a case: of what is written gradient × input, since each token has its own
+    gradients; of a table Shapley values; else integrated gradients, which work for texts, images and several inputs, and whose sum
+    is checked."""
+    wanted = ["integrated_gradients", "occlusion"]
+    if case.writes:
+        wanted = ["gradient_x_input", "occlusion"]
+    elif {*case.forms.values()} <= {"number", "category", "set", "vector"}:
+        wanted = ["shapley", *wanted]
+    elif not case.target:
+        wanted = ["embeddings"]
+    return next((name for name in wanted if name in names(SECTION) and _fits(name, case)), wanted[0])
+
+
+def refusal(explainer: Explainer, case: Case) -> str | None:
+    """Return why an explainer does not fit a case; None if it does."""
+    if case.writes and not explainer.of_written:
+        return "the model writes texts, and it explains no tokens that are written"
+    return explainer.refusal(case)
+
+
+def _fits(name: str, case: Case) -> bool:
+    try:
+        return refusal(lookup(SECTION, name)(), case) is None
+    except (LubanError, ValueError):  # it has an option that it cannot do without, or a package is missing
+        return False
+
+
+# --- the artefact's own rows ------------------------------------------------------------------------------
+
+
+def training_of(artefact: Artefact, predictor: Predictor) -> Callable[[], Iterator[pl.DataFrame]] | None:
+    """Return what yields the training rows of an artefact, cleaned; None where they are not to be had."""
+    try:
+        data = read_yaml(artefact.recipe, "recipe.yaml").data if artefact.recipe else None
+        if not data or "split" not in artefact.lineage:
+            return None
+        # Nothing of a stranger's is imported unasked.
+        recipe = load({key: value for key, value in data.items() if key != "imports"})
+        source = cast(Source, recipe.data.train)
+        if source.fingerprint() != artefact.lineage.get("data", {}).get("train"):
+            return None
+    except (LubanError, OSError, AttributeError):
+        return None
+
+    def chunks() -> Iterator[pl.DataFrame]:
+        for chunk in of_split(predictor, artefact.lineage, source.scan(), "train"):
+            cleaned = predictor.clean(chunk)
+            yield cleaned.filter(pl.Series(predictor.pipeline.readable(cleaned, targets=False)))
+
+    return chunks
+
+
+def _background(training: Callable[[], Iterator[pl.DataFrame]] | None) -> pl.DataFrame | None:
+    """Return training rows that stand for the data: some of the first chunk, so that a large file is not read for them."""
+    if training is None:
+        return None
+    try:
+        first = next(training(), None)
+    except (LubanError, OSError):
+        return None
+    if first is None:
+        return None
+    return first if len(first) <= BACKGROUND else first.sample(BACKGROUND, seed=0)
+
+
+# --- what is written --------------------------------------------------------------------------------------
+
+
+def show_images(case: Case, explanations: Sequence[Explanation]) -> None:
+    """Give each part of an image the picture that the model saw, as a data URL, so that it can be drawn from the data alone."""
+    from PIL import Image as Pillow
+
+    row_of = {number: row for row, number in enumerate(case.numbers)}
+    for one in explanations:
+        for column, part in one.parts.items():
+            if case.forms.get(column) != "image" or part.shown is not None:
+                continue
+            pixels = case.encoded[next(iter(case.inputs[column]))]
+            assert not isinstance(pixels, Flat)
+            own = pixels[row_of[one.row]]
+            file = io.BytesIO()
+            Pillow.fromarray(own[..., 0] if own.shape[2] == 1 else own).save(file, "PNG")
+            part.shown = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _write_rows(
+    target: Path, about: dict[str, Any], found: Iterator[Explanation], run: _Run, force: bool
+) -> None:
+    """Write explanations as they come: lines of JSON, pictures, and a page."""
+    with files.new_folder(target, replace=force) as folder:
+        page = _render.Page(folder, about)
+        with (folder / "explanations.jsonl").open("w", encoding="utf-8") as lines:
+            for one in found:
+                plain = one.to_json()
+                lines.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+                page.add(plain)
+        summary = run.summary()
+        page.close(summary)
+        write_json(folder / "summary.json", {**about, **summary})
+
+
+def _write_survey(target: Path, result: dict[str, Any], force: bool) -> None:
+    with files.new_folder(target, replace=force) as folder:
+        page = _render.Page(folder, result)
+        page.survey(result["survey"])
+        page.close({key: result[key] for key in ("target", "rows", "quality", "unreadable", "notes")})
+        write_json(folder / "summary.json", result)

@@ -1,0 +1,134 @@
+"""Which tokens of the prompt led to which token that was written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from explain_case import WORDPIECE, predictor
+from language_case import family, pipeline
+from luban.data.contracts import Field, Spec
+from luban.data.pipeline import Pipeline
+from luban.errors import DataError
+from luban.explaining._written import WrittenCase, explain_written, spelt, writes, written_case
+from luban.explaining.attention_rollout import AttentionRollout
+from luban.explaining.gradient_x_input import GradientXInput
+from luban.explaining.integrated_gradients import IntegratedGradients
+from luban.explaining.occlusion import Occlusion
+from luban.generation.options import Generation
+from luban.predict import Predictor
+
+PROMPT = "A good tool 好的 improves"
+
+
+def speaker(name: str) -> Predictor:
+    whole = pipeline(True)
+    own = Pipeline({"text": whole.inputs["text"]}, {})
+    ids = own.spec.fields["text.ids"]
+    fields = {
+        **own.spec.fields,
+        "text.labels": Field("text", "tokens", "target", "int64", None, size=ids.size),
+    }
+    torch.manual_seed(0)
+    net = family(name).build(Spec(fields)).eval()
+    return Predictor(net, own, Spec(fields), torch.device("cpu"))
+
+
+def case_of(own: Predictor, text: str | None = " the way 好", tokens: int = 6) -> WrittenCase:
+    return written_case(own, pl.DataFrame({"text": [PROMPT]}), 0, tokens, text, 0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_each_tokens_values_add_up_to_its_log_probability(name: str) -> None:
+    own = speaker(name)
+    assert writes(own)
+    case = case_of(own)
+    one = explain_written(case, IntegratedGradients(steps=48))
+    part = one.parts["text"]
+    assert part.kind == "matrix"
+    assert [piece.text for piece in part.outputs] == [" the", " w", "ay", " ", "好"]
+    assert part.values.shape == (5, len(part.pieces))
+    assert one.baseline is not None
+    assert part.total == pytest.approx(one.score - one.baseline, abs=2e-3)
+    # The log-probability that is explained is the one the model itself gives.
+    assert own.speaker is not None
+    ids = torch.tensor([[*case.prompt, *case.written]])
+    whole = own.speaker.score(
+        type(own.speaker.text.encode_whole(["a"]))(ids.numpy()[0], np.asarray([0, ids.shape[1]])), ["x" * 99]
+    )[0].loss
+    start = own.speaker.score(
+        type(own.speaker.text.encode_whole(["a"]))(
+            np.asarray(case.prompt), np.asarray([0, len(case.prompt)])
+        ),
+        ["x" * 99],
+    )[0].loss
+    assert one.score == pytest.approx(start - whole, abs=1e-3)
+
+
+@pytest.mark.parametrize("explainer", [GradientXInput(), AttentionRollout(), Occlusion(unit="token")])
+def test_no_token_depends_on_what_comes_after_it(explainer: Any) -> None:
+    case = case_of(speaker("gpt2"))
+    part = explain_written(case, explainer).parts["text"]
+    before = len(part.pieces) - len(part.outputs)
+    for i, line in enumerate(part.values):
+        assert np.abs(line[: before + i]).max() > 0
+        assert not line[before + i + 1 :].any()
+    assert part.shown == PROMPT + " the way 好"
+
+
+def test_without_a_text_it_is_what_the_model_writes() -> None:
+    own = speaker("llama")
+    case = case_of(own, None, 7)
+    (predicted,) = own.predict([{"text": PROMPT}], generation=Generation(max_tokens=7))
+    assert own.speaker is not None
+    assert own.speaker.text.decode_ids(case.written) == predicted["completion"]
+    one = explain_written(case, GradientXInput())
+    assert one.score == pytest.approx(predicted["completion.log_probability"], abs=1e-3)
+
+
+def test_nothing_written_is_said() -> None:
+    with pytest.raises(DataError, match="writes nothing"):
+        case_of(speaker("gpt2"), "")
+
+
+def test_tokens_within_a_character_are_spelt_together() -> None:
+    text: Any = pipeline(True).inputs["text"]
+    ids = text.trained.encode("a🎈b", add_special_tokens=False).ids
+    shown, places = spelt(text, ids)
+    assert shown == "a🎈b"
+    assert len(ids) > 3
+    assert {place for place in places if place[0] < 2 and place[1] > 1} == {(1, 2)}
+
+
+def test_what_was_read_led_to_what_is_written() -> None:
+    rows = pl.DataFrame({"review": ["A good tool", "好的"], "reply": ["好 工具", "good one"]})
+    kinds = {
+        "review": {**WORDPIECE, "vocabulary": 60},
+        "reply": {"type": "text", "tokens": "bpe", "end": True, "vocabulary": 300, "lowercase": False},
+    }
+    model = {
+        "type": "seq2seq",
+        "layers": 1,
+        "hidden_size": 16,
+        "heads": 2,
+        "shared": False,
+        "max_positions": 64,
+    }
+    own = predictor(["review"], "reply", model, kinds=kinds, rows=rows)
+    assert writes(own)
+    case = written_case(own, rows[:1], 0, 5, "好 good", 0)
+    one = explain_written(case, IntegratedGradients(steps=64))
+    part = one.parts["review"]
+    assert [piece.text for piece in part.pieces if piece.start < piece.end] == ["A", "good", "tool"]
+    assert part.values.shape == (len(part.outputs), len(part.pieces))
+    assert one.baseline is not None
+    assert part.total == pytest.approx(
+        one.score - one.baseline, abs=1e-2 * max(1, abs(one.score - one.baseline))
+    )
+    assert AttentionRollout().refusal(case) is not None
+    without = explain_written(case, Occlusion())
+    assert without.parts["review"].values.shape == part.values.shape
