@@ -1,0 +1,68 @@
+"""The energy that the processor took while a run trained, where its counters can be read (RAPL, on Linux)."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from luban.training.callbacks._base import Callback
+from luban.training.progress import Progress
+
+__all__ = ["Energy"]
+
+_ROOT = Path("/sys/class/powercap")
+
+
+class Energy(Callback):
+    """Adds up the joules of all processor packages, from the start of a run to its end; other processes' work is in them too.
+
+    A counter starts anew every hour or so under load, therefore it is read at each report of training. What was taken between the
+    last checkpoint of an interrupted run and its interruption is not known.
+
+    Args:
+        root: where the counters are.
+
+    """
+
+    def __init__(self, root: Path = _ROOT) -> None:
+        super().__init__()
+        self._joules: float | None = None
+        self._root: Path = root
+        self._last: dict[Path, int] = {}
+
+    @property
+    def joules(self) -> float | None:
+        """What was taken so far; None where no counter can be read."""
+        return self._joules
+
+    def _read(self) -> None:
+        # intel-rapl:0 is a package; intel-rapl:0:0, its cores, is part of it.
+        for zone in sorted(self._root.glob("intel-rapl:*")):
+            if zone.name.count(":") > 1:
+                continue
+            with suppress(OSError, ValueError):  # counters are often for root alone
+                now = int((zone / "energy_uj").read_text())
+                if zone in self._last:
+                    gone = now - self._last[zone]
+                    if gone < 0:
+                        gone += int((zone / "max_energy_range_uj").read_text())
+                    self._joules = (self._joules or 0.0) + gone / 1e6
+                self._last[zone] = now
+
+    def on_start(self, folder: Path, recipe: dict[str, Any]) -> None:
+        self._last.clear()
+        self._read()
+
+    def on_step(self, progress: Progress, figures: dict[str, float]) -> None:
+        self._read()
+
+    def on_end(self, progress: Progress) -> None:
+        self._read()
+
+    def state(self) -> dict[str, Any]:
+        return {} if self._joules is None else {"joules": self._joules}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if "joules" in state:
+            self._joules = float(state["joules"]) + (self._joules or 0.0)

@@ -1,0 +1,99 @@
+"""Pages as a browser shows them: no error, no request, nothing that does not fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import luban
+
+# What stands outside the window, but for what scrolls in a box of its own; and boxes that hold more than they show.
+OVERFLOW = """() => {
+  const wide = document.documentElement.clientWidth, found = [];
+  if (document.documentElement.scrollWidth > wide) found.push('page ' + document.documentElement.scrollWidth);
+  for (const one of document.querySelectorAll('body *')) {
+    if (one.closest('.scroll, pre, svg, details:not([open]), .shares .name')) continue;
+    const box = one.getBoundingClientRect();
+    if (box.right > wide + 1 || box.left < -1) found.push(one.tagName + '.' + one.className + ' ' + box.right);
+    if (one.scrollWidth > one.clientWidth + 1 && one.clientWidth && getComputedStyle(one).display !== 'inline')
+      found.push('inside ' + one.tagName + '.' + one.className);
+  }
+  for (const one of document.querySelectorAll('svg.chart text')) {
+    const box = one.getBoundingClientRect();
+    if (box.width && (box.right > wide + 1 || box.left < -1)) found.push('svg text ' + one.textContent);
+  }
+  return found;
+}"""
+COLOURS = "() => ['body', 'h1', 'svg.chart text'].map(s => { const c = getComputedStyle(document.querySelector(s)); return s === 'body' ? c.backgroundColor : s === 'h1' ? c.color : c.fill; })"
+
+
+def lightness(colour: str) -> float:
+    red, green, blue = (int(one) for one in colour.removeprefix("rgb(").removesuffix(")").split(",")[:3])
+    return (0.299 * red + 0.587 * green + 0.114 * blue) / 255
+
+
+def look(browser: Any, page: Path, width: int, scheme: str) -> tuple[list[str], list[str], list[str]]:
+    """Return what went wrong, what does not fit, and colours."""
+    wrong: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab = context.new_page()
+    tab.on("console", lambda message: wrong.append(f"console: {message.text}"))
+    tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+    tab.on(
+        "request", lambda one: wrong.append(one.url) if not one.url.startswith(("file:", "data:")) else None
+    )
+    tab.goto(page.as_uri())
+    over, colours = tab.evaluate(OVERFLOW), tab.evaluate(COLOURS)
+    context.close()
+    return wrong, over, colours
+
+
+@pytest.mark.parametrize("kind", ["table", "texts", "pictures", "several", "causal"])
+def test_a_report_fits_and_is_quiet(kind: str, artefact_of: Any, chromium: Any, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    luban.report(
+        artefact_of(kind),
+        output=page,
+        lang="zh" if kind == "texts" else "en",
+        limit=100,
+        examples=3,
+        baselines=kind == "table",
+    )
+    for width in (1280, 390):
+        for scheme in ("light", "dark"):
+            wrong, over, (paper, ink, labels) = look(chromium, page, width, scheme)
+            assert not wrong, (width, scheme)
+            assert not over, (width, scheme)
+            back = lightness(paper)
+            assert (back > 0.9) == (scheme == "light")
+            # What is written stands out from its ground, in pictures as well.
+            assert abs(back - lightness(ink)) > 0.6
+            assert abs(back - lightness(labels)) > 0.4
+
+
+def test_two_side_by_side_fit(artefact_of: Any, chromium: Any, tmp_path: Path) -> None:
+    folder = artefact_of("table")
+    shutil.copytree(folder, tmp_path / "another with a long name")
+    page = tmp_path / "two.html"
+    luban.compare(
+        folder, tmp_path / "another with a long name", str(folder.parent / "table.jsonl"), output=page
+    )
+    for width in (1280, 390):
+        wrong, over, _ = look(chromium, page, width, "light")
+        assert not wrong
+        assert not over
+
+
+def test_it_prints(artefact_of: Any, chromium: Any, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    luban.report(artefact_of("table"), output=page, baselines=False, examples=2)
+    tab = chromium.new_page(color_scheme="dark")
+    tab.goto(page.as_uri())
+    tab.emulate_media(media="print", color_scheme="dark")
+    assert tab.evaluate("() => getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert lightness(tab.evaluate("() => getComputedStyle(document.body).backgroundColor")) > 0.95
+    assert tab.pdf().startswith(b"%PDF")
+    tab.close()
