@@ -42,7 +42,7 @@ def test_reference_is_what_the_classes_say() -> None:
 def test_recipes_in_documents_are_valid(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("luban.datasets.main_file", lambda name: tmp_path / f"{name}.csv")
     monkeypatch.setattr(
-        "luban.models.interop.options_of", lambda family, path: {}
+        "luban.models._language.options_of", lambda family, path: {}
     )  # the weights are the reader's
     for _, text in blocks(page, "yaml"):
         data = recipe.read_yaml(text).data
@@ -111,7 +111,7 @@ def test_shipped_recipes_are_valid_and_say_what_to_expect(
 ) -> None:
     monkeypatch.setattr("luban.datasets.main_file", lambda name: tmp_path / f"{name}.csv")
     monkeypatch.setattr(
-        "luban.models.interop.options_of", lambda family, path: {}
+        "luban.models._language.options_of", lambda family, path: {}
     )  # the weights are the reader's
     recipe.load(path)
     header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+import luban
 from luban import imports
 from luban.imports import own_process, uncollected
 
@@ -68,4 +71,73 @@ def _loaded_by(statement: str, modules: tuple[str, ...]) -> list[str]:
     code = f"{statement}; import json, sys; print(json.dumps([m for m in {modules!r} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found: list[str] = json.loads(done.stdout)
+    return found
+
+
+LAYERS = (
+    ("_version", "errors", "imports"),
+    ("files", "gates", "tensors", "registry", "datasets"),
+    ("recipe",),
+    ("data",),
+    ("models.interop",),
+    ("models", "decisions", "objectives"),
+    ("adapt",),
+    ("artefact", "generation"),
+    ("language",),
+    ("writing",),
+    ("predict",),
+    ("evaluation",),
+    ("training",),
+    ("console",),
+    ("auditing", "explaining", "exporting"),
+    ("reporting",),
+    ("verbs",),
+    ("cli", "extend", "testing"),
+)
+"""What is in a layer imports from those above it in this list, and from its own part; never from those below."""
+WITHIN = {"luban.models._core", "luban.models._low_rank"}
+"""Parts of models that know no family, and that interop may use."""
+
+
+def test_imports_point_one_way() -> None:
+    """Those inside functions too: a circle that is put off is still one."""
+    root = Path(luban.__file__).parent
+    level = {name: i for i, names in enumerate(LAYERS) for name in names}
+    wrong = []
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        if parts[0] in ("__init__", "__main__"):
+            continue
+        here = _part([*parts])
+        assert here in level, f"{here} stands in no layer"
+        for module in _imported(ast.parse(file.read_text(encoding="utf-8"))):
+            there = _part(module.split(".")[1:])
+            lower = level.get(there, -1) < level[here] if there in level else hasattr(luban, there)
+            if there != here and not lower and not (here == "models.interop" and module in WITHIN):
+                wrong.append(f"{'.'.join(parts)} imports {module}")
+    assert not wrong
+
+
+def _part(names: list[str]) -> str:
+    return ".".join(names[:2]) if names[:2] == ["models", "interop"] else names[0]
+
+
+def _imported(tree: ast.Module) -> list[str]:
+    """Modules of ours that a file imports, but for those that only type checkers see."""
+    unseen = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "luban":
+            found += [f"luban.{one.name}" for one in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("luban."):
+            found.append(str(node.module))
+        elif isinstance(node, ast.Import):
+            found += [one.name for one in node.names if one.name.startswith("luban.")]
     return found

@@ -1,6 +1,7 @@
 """No key is read by nothing: changing any key of any component changes something that can be seen.
 
-The model families have a test of their own (models/test_every_key.py).
+The model families have a test of their own (models/test_every_key.py), and so have the audits (auditing/test_audit_keys.py)
+and the explainers (explaining/test_explainer_keys.py, explaining/test_table_explainers.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import sqlite3
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from luban.errors import LubanError
 from luban.models import _kernels
 from luban.models._core import Projection
 from luban.objectives._base import TargetFacts
+from luban.objectives._groups import Grouped
 from luban.objectives._language import LanguageObjective
 from luban.objectives._wrapping import Wrapping
 from luban.recipe import Data, Recipe, Section, Train, load, read_yaml
@@ -83,6 +86,7 @@ OBJECTIVES: Cases = {
     "adversarial": WRAPPED | {"method": "pgd", "epsilon": 0.3, "steps": ({"method": "pgd"}, 2), "step_size": ({"method": "pgd"}, 0.1), "norm": "linf"},
     "seq2seq": SUPERVISED | {"label_smoothing": 0.2},
     "r_drop": WRAPPED | {"alpha": 0.5},
+    "reweigh": WRAPPED | {"by": ["g"]}, "fair": WRAPPED | {"by": ["g"], "alpha": 0.5, "constraint": "equalized_odds"},
     "dpo": {"base": {"chosen": "a", "rejected": "b"}, "weight": 2.0, "chosen": "c", "rejected": "c", "beta": 0.5, "variant": "ipo", "label_smoothing": 0.2},
     "causal_lm": LANGUAGE, "masked_lm": LANGUAGE | {"share": 0.5, "masked": 0.1, "random": 0.2, "whole_word": True}, "next_sentence": LANGUAGE | {"pairs": "order"},
     "focal": CLASSES | {"gamma": 0.5}, "huber": SUPERVISED | {"delta": 0.1}, "mean_absolute": SUPERVISED, "mean_squared": SUPERVISED,
@@ -152,9 +156,14 @@ ADAPT: Cases = {
     },
     "reinitialise": {"layers": 2, "pooler": False},
 }  # fmt: skip
+DECIDED: dict[str, Any] = {"base": {"target": "a"}, "target": "b"}
+DECISIONS: Cases = {
+    "temperature": DECIDED, "conformal": DECIDED | {"level": 0.6, "method": "aps"},
+    "thresholds": DECIDED | {"base": {"target": "a", "by": "g"}, "by": "h", "constraint": "equal_opportunity", "max_difference": 0.2, "min_rows": 90},
+}  # fmt: skip
 TRIED: dict[str, Cases] = {
     "sources": SOURCES, "processors": PROCESSORS, "cleaning": CLEANING, "splits": SPLITS, "augment": AUGMENT, "adapt": ADAPT, "objectives": OBJECTIVES,
-    "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "callbacks": CALLBACKS,
+    "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "callbacks": CALLBACKS, "decisions": DECISIONS,
 }  # fmt: skip
 
 
@@ -298,9 +307,14 @@ def see_objectives(component: Any) -> Any:
         name: TargetFacts(f"{name}.t", Field(name, kind, "target", "int16", output=output, width=width), classes, [3, 5, 2][: len(classes or [])], 10)
         for name in "ab"
     }  # fmt: skip
-    component.setup(facts)
     generator = torch.Generator().manual_seed(0)
-    batch: dict[str, Any] = {f"{name}.t": torch.randint(2, (10,), generator=generator) for name in "ab"}
+    groups: dict[str, Any] = {}
+    if isinstance(component, Grouped):
+        component.groups(Data.model_validate({"train": "a.csv", "inputs": {"x": "number"}, "groups": ["g", "h"]}))
+        facts = {name: replace(one, tally=tally) for name, one in facts.items()}
+        groups = {f"{name}.group": torch.randint(2, (10,), generator=generator) for name in "gh"}
+    component.setup(facts)
+    batch: dict[str, Any] = groups | {f"{name}.t": torch.randint(2, (10,), generator=generator) for name in "ab"}
     outputs = {f"{name}.{output}": torch.randn(10, width, generator=generator) for name in "ab"}
     if kind == "number":
         batch = {name: value.float() for name, value in batch.items()}
@@ -311,6 +325,36 @@ def see_objectives(component: Any) -> Any:
         name: (float(one.total), float(one.count), one.weight)
         for name, one in component.losses(outputs, batch).items()
     }
+
+
+def tally(columns: list[str]) -> Any:
+    """Rows by class and group."""
+    counts = np.array([[4, 2, 1, 3], [3, 9, 2, 1], [1, 2, 3, 4]])
+    return (counts, [2, 2]) if len(columns) == 2 else (counts.reshape(3, 2, 2).sum(2), [2])
+
+
+def see_decisions(component: Any) -> Any:
+    """What is fitted to two targets, and what it makes of outputs."""
+    generator = np.random.default_rng(0)
+    binary = component.type == "thresholds"
+    targets: dict[str, Any] = {}
+    for name in "ab":
+        targets[name] = Section("processors").parse("binary" if binary else "category")
+        targets[name].restore({"words": ["x", "y"] if binary else ["x", "y", "z"]})
+    component.bind(targets)
+    shift = 1.0 + (component.column == "b")
+    output = generator.normal(size=(300, 1 if binary else 3)).astype(np.float32) * 2
+    chances = np.exp(output / shift) / (np.exp(output / shift).sum(1, keepdims=True) + binary)
+    truth = (chances.cumsum(1) > generator.random((300, 1))).argmax(1)
+    if binary:
+        truth = (chances[:, 0] > generator.random(300)).astype(int)
+    rows = pl.DataFrame({"g": generator.choice(["m", "f", "d"], 300, p=[0.5, 0.25, 0.25]), "h": generator.choice(["s", "t"], 300)})
+    said = component.fit(targets[component.column], output, truth, rows)
+    decided = component.outputs(output, rows)
+    again: Any = Section("decisions").parse(component.model_dump())
+    again.restore(component.state())
+    assert (again.outputs(output, rows) == decided).all()
+    return said, component.state(), decided, component.extend(targets[component.column], decided)
 
 
 def rows() -> pl.DataFrame:
@@ -517,7 +561,7 @@ ALL = [
 
 
 def test_every_key_of_every_component_is_tried() -> None:
-    assert set(TRIED) | {"models"} == set(SECTIONS)
+    assert set(TRIED) | {"models", "audits", "explainers"} == set(SECTIONS)
     for section, cases in TRIED.items():
         assert set(cases) == set(names(section))
         for name, keys in cases.items():
@@ -593,6 +637,7 @@ TRAIN: dict[str, Any] = {
 }  # fmt: skip
 WHOLE: dict[str, Any] = {
     "model": "fasttext", "adapt": [{"type": "freeze", "patterns": ["heads.*"]}], "objective": {"type": "focal", "gamma": 5}, "sample": "synthetic", "imports": ["no_such_module"],
+    "decide": ["temperature"], "audits": ["columns"], "gates": ["label.accuracy >= 2"],
 }  # fmt: skip
 
 
@@ -619,6 +664,7 @@ def see_run(folder: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     return (
         hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest(), result["steps"], result["stopped"], result["rows"], metrics["history"],
         (output / "sample.jsonl").read_text(), saved, threads, sorted(slices), json.loads((output / "lineage.json").read_text())["progress"]["best"],
+        metrics.get("gates"), (output / "audit.json").exists(),
     )  # fmt: skip
 
 

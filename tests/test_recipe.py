@@ -630,7 +630,7 @@ def test_our_recipes_fit_the_schema(
 
     # What a data set's file is called is told without fetching it.
     monkeypatch.setattr(datasets, "main_file", lambda name: Path("/data") / datasets.describe(name).main)
-    monkeypatch.setattr("luban.models.interop.options_of", lambda family, path: {})  # nor what weights are
+    monkeypatch.setattr("luban.models._language.options_of", lambda family, path: {})  # nor what weights are
     validator.validate(read_yaml(path.read_text(encoding="utf-8")).data)
     validator.validate(read_yaml(dump(load(path))).data)
 

@@ -53,6 +53,10 @@ Overrides = Annotated[
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Lang = Annotated[str, typer.Option(help="Language of the page: en or zh.")]
+PageFormat = Annotated[
+    str | None, typer.Option(help="html, md or json; by default what the ending of -o says.")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Weights = Annotated[
     str,
@@ -169,6 +173,9 @@ def train(
         bool, typer.Option("--fresh", help="Start anew instead of going on with an interrupted run.")
     ] = False,
     force: Force = False,
+    report: Annotated[
+        str | None, typer.Option(help="A file for the page of 'luban report', written when all is done.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train what a recipe describes; go on where an interrupted run stopped."""
@@ -177,7 +184,15 @@ def train(
 
     console = _console()
     try:
-        result = verb(recipe, overrides or [], output=output, resume=not fresh, force=force, console=console)
+        result = verb(
+            recipe,
+            overrides or [],
+            output=output,
+            resume=not fresh,
+            force=force,
+            report=report,
+            console=console,
+        )
     except KeyboardInterrupt as error:
         from luban.training.engine import Interrupted
 
@@ -195,6 +210,8 @@ def train(
         raise
     if as_json:
         _json(_finite(result))
+        if not result.get("passed", True):
+            raise typer.Exit(1)
         return
     if result.get("stopped"):
         console.say(f"ended early: {result['stopped']}")
@@ -206,6 +223,11 @@ def train(
         if "card" in result
         else f"folds: {', '.join(result['folds'])}"
     )
+    if report is not None:
+        console.say(f"report: {report}")
+    _show_gates(result.get("gates", []))
+    if not result.get("passed", True):
+        raise typer.Exit(1)
 
 
 @app.command("import")
@@ -214,11 +236,22 @@ def import_(
         str, typer.Argument(metavar="SOURCE", help="A Hugging Face directory, or a .gguf file.")
     ],
     output: Annotated[str, typer.Option("-o", "--output", help="Where the artefact goes.")],
-    column: Annotated[str, typer.Option(help="Name of the text column.")] = "text",
-    target: Annotated[str, typer.Option(help="Name of what a classifier predicts.")] = "label",
+    column: Annotated[
+        str | None, typer.Option(help="Name of the text column; messages or text if left out.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Name of what is predicted or written; label or written if left out.")
+    ] = None,
     pool: Annotated[
         str | None,
         typer.Option(help="How a model without a head makes one vector of a text: first, mean, last or max."),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--plain",
+            help="Answer conversations, as by default where there is a chat template, or continue texts.",
+        ),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -227,7 +260,9 @@ def import_(
     from luban import import_model as verb
 
     console = _console()
-    result = verb(source, output, column=column, target=target, pool=pool, force=force, console=console)
+    result = verb(
+        source, output, column=column, target=target, pool=pool, chat=chat, force=force, console=console
+    )
     if as_json:
         _json(result)
         return
@@ -278,6 +313,13 @@ def predict(
         list[str] | None,
         typer.Option("-c", "--candidate", help="For a language model: an answer to choose from; repeat it."),
     ] = None,
+    per_token: Annotated[
+        bool,
+        typer.Option(
+            "--per-token",
+            help="Compare answers by the mean of their tokens, so that long ones have a chance.",
+        ),
+    ] = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="For a language model: show the text on stderr as it comes.")
     ] = False,
@@ -305,6 +347,7 @@ def predict(
         data,
         generation or (),
         candidates=candidate or (),
+        per_token=per_token,
         device=device,
         weights=weights,
         on_piece=show if stream else None,
@@ -386,6 +429,166 @@ def evaluate(
 
 
 @app.command()
+def audit(
+    artefact: ArtefactDir,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="Rows with inputs and targets; of the training file the test rows."
+        ),
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[AUDIT.KEY=VALUE]...", help="Options, such as fairness.min_rows=100."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An audit, or a family: fairness, robustness, privacy, data, ...; may be repeated."
+        ),
+    ] = None,
+    by: Annotated[list[str] | None, typer.Option(help="A column of groups; may be repeated.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Only rows that were train, validation or test when the artefact was trained."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Rows to look for drift from, instead of the training rows.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Rows looked at, drawn by lot.")] = 20_000,
+    fail_on: Annotated[
+        str | None, typer.Option(help="high, medium or low: exit code 1 if there is such a finding.")
+    ] = None,
+    output: Output = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do anew what an interrupted audit has done.")
+    ] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Look for faults: unfairness, brittleness, leaks, wrong labels, drift, false confidence."""
+    with uncollected():
+        from luban.verbs.audit import audit as verb
+
+    console = _console()
+    result = verb(
+        artefact,
+        data,
+        options or [],
+        only=only or [],
+        by=by or [],
+        split=split,
+        against=against,
+        limit=limit,
+        fail_on=fail_on,
+        output=output,
+        fresh=fresh,
+        device=device,
+        console=console,
+    )
+    if as_json:
+        _json(_finite(result))
+    else:
+        for one in result["audits"].values():
+            for note in one["notes"]:
+                console.say(f"{one['audit']}: {note}")
+        for name, reason in result["left_out"].items():
+            console.say(f"left out: {name}: {reason}")
+        for finding in result["findings"]:
+            _out(f"{finding['severity']:<7} {finding['audit']}: {finding['sentence']}")
+            console.say(f"        {finding['advice']}")
+        if not result["findings"]:
+            _out(f"nothing found by {', '.join(result['audits'])}")
+        _show_gates(result["gates"])
+        if output is not None:
+            console.say(f"all figures and tables: {output}")
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    artefact: ArtefactDir,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A file, '-' for JSON lines on stdin, a JSON row, or the value of the only input.",
+        ),
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Options of the explainer, such as steps=64."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("-t", "--target", help="The column to explain; the first one if left out.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("-m", "--method", help="An explainer; one that suits the model if left out.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--class", help="The class to explain; the predicted one if left out.")
+    ] = None,
+    target_text: Annotated[
+        str | None,
+        typer.Option(help="For a model that writes: the text to explain, instead of what it writes."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="For a model that writes: tokens, at most.")] = 20,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Measure how well the explanations explain the model.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Rows that are looked at, 0 for all; 100, or a sample of 2,000 for a whole set."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="A folder for pictures, a page and the JSON.")
+    ] = None,
+    force: Force = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Say why: which words, pixels or columns speak for a prediction, and which against."""
+    with uncollected():
+        from luban.explaining import _render
+        from luban.verbs.explain import explain as verb
+
+    result = verb(
+        artefact,
+        data,
+        options or [],
+        target=target,
+        method=method,
+        label=label,
+        target_text=target_text,
+        max_tokens=max_tokens,
+        quality=quality,
+        limit=limit,
+        seed=seed,
+        output=output,
+        force=force,
+        device=device,
+        console=_console(),
+    )
+    if as_json:
+        _json(_finite(result))
+        return
+    console = _console()
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for one in result.get("explanations", []):
+        _out(_render.terminal(one, color=color))
+    if "survey" in result and output is None:
+        _out(_render.survey_text(result["survey"]))
+    for row, why in result["unreadable"].items():
+        console.say(f"row {row} could not be explained: {why}")
+    for note in result["notes"]:
+        console.say(note)
+    if output is not None:
+        _out(str(Path(output) / "index.html"))
+
+
+@app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="An artefact.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
@@ -393,13 +596,21 @@ def compare(
         str | None,
         typer.Argument(metavar="[DATA]", help="Rows to score both on; sharper than two separate figures."),
     ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="A file for the page of both (.html, .md or .json).")
+    ] = None,
+    lang: Lang = "en",
+    format: PageFormat = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Put two artefacts side by side: quality, size, speed."""
     from luban.verbs.compare import compare as verb
 
-    result = verb(a, b, data, device=device)
+    console = _console()
+    result = verb(a, b, data, output=output, lang=lang, format=format, device=device, console=console)
+    if output is not None:
+        console.say(f"page: {output}")
     if as_json:
         _json(_finite(result))
         return
@@ -424,6 +635,72 @@ def compare(
                 _out(
                     f"{target + '.' + name:<28} b - a = {difference['value']:+.4f}  ({difference['low']:+.4f} to {difference['high']:+.4f}){sure}"
                 )
+
+
+@app.command()
+def report(
+    artefact: ArtefactDir,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]", help="Rows to measure on; by default what was measured after training counts."
+        ),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="The file to write (.html, .md or .json).")
+    ] = "report.html",
+    lang: Lang = "en",
+    format: PageFormat = None,
+    audit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file that 'luban audit -o' wrote; by default audit.json in the artefact. May be repeated."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of DATA, only rows that were train, validation or test in training."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="Rows drawn for baselines and examples; of training rows four times as many.")
+    ] = 5000,
+    examples: Annotated[int, typer.Option(help="Rows shown of each kind; 0 for none.")] = 6,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Whether to train simple models beside it.")
+    ] = True,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--open", help="Whether no row is shown; as the recipe says if left out."),
+    ] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Write all that is known of an artefact as one offline page: figures beside baselines, errors, explanations, audits."""
+    with uncollected():
+        from luban.verbs.report import report as verb
+
+    console = _console()
+    result = verb(
+        artefact,
+        data,
+        output=output,
+        lang=lang,
+        format=format,
+        audit=audit or (),
+        split=split,
+        limit=limit,
+        examples=examples,
+        baselines=baselines,
+        private=private,
+        device=device,
+        console=console,
+    )
+    if as_json:
+        _json(_finite(result))
+        return
+    for sentence in result["verdict"]:
+        console.say(sentence)
+    _out(output)
 
 
 @app.command()
@@ -526,6 +803,11 @@ def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | No
             continue
         interval = f"  ({metric['low']:.4f} to {metric['high']:.4f})" if metric["low"] is not None else ""
         write(f"  {name:<28} {metric['value']:.4f}{interval}")
+
+
+def _show_gates(gates: list[dict[str, Any]]) -> None:
+    for gate in gates:
+        _out(f"{'pass' if gate['passed'] else 'FAIL':<7} {gate['why']}")
 
 
 def _duration(seconds: float) -> str:

@@ -32,6 +32,9 @@ SECTIONS: dict[str, str] = {
     "optimizers": "luban.training.optimizers",
     "schedules": "luban.training.schedules",
     "callbacks": "luban.training.callbacks",
+    "decisions": "luban.decisions",
+    "audits": "luban.auditing",
+    "explainers": "luban.explaining",
 }
 """Section name → the package that holds its built-in components."""
 

@@ -9,6 +9,7 @@ bits_per_byte       bits needed for a byte of what was predicted, whatever its t
 ==================  =================================================================================================
 
 The first token of a text is predicted by nothing, unless the tokenizer has one that begins texts; so its bytes do not count.
+Where rows have weights, each token and byte counts as much as its row.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +44,14 @@ class LanguageCollector:
     causal: bool
     rows: int = 0
     _sums: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    _plain: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(_SUMS))
 
-    def update(self, scores: list[Score]) -> None:
-        """Add texts."""
+    def update(self, scores: list[Score], weights: npt.NDArray[Any] | None = None) -> None:
+        """Add texts, whose tokens and bytes count as much as their `weights`, (n,), say."""
         self.rows += len(scores)
-        self._sums.append(np.array([[s.loss, s.tokens, s.bytes] for s in scores]).reshape(-1, _SUMS))
+        sums = np.array([[s.loss, s.tokens, s.bytes] for s in scores], dtype=np.float64).reshape(-1, _SUMS)
+        self._plain = self._plain + sums.sum(0)
+        self._sums.append(sums if weights is None else sums * weights[:, None])
 
     def compute(self, *, count: int = 1000, seed: int = 0) -> Measured:
         """Measure all texts so far.
@@ -57,8 +62,7 @@ class LanguageCollector:
         """
         sums = np.concatenate(self._sums) if self._sums else np.zeros((0, _SUMS))
         whole = sums.sum(0)
-        tokens = int(whole[1])
-        if not tokens:
+        if not whole[1]:
             return Measured(
                 {name: Metric(None, note="no token was predicted") for name in self._names}, {}, self.rows
             )
@@ -73,7 +77,7 @@ class LanguageCollector:
         metrics["perplexity"] = _exponential(
             metrics["loss"]
         )  # so that neither end leaves what a perplexity can be
-        return Measured(metrics, {"tokens": tokens, "bytes": int(whole[2])}, self.rows)
+        return Measured(metrics, {"tokens": int(self._plain[1]), "bytes": int(self._plain[2])}, self.rows)
 
     @property
     def _names(self) -> list[str]:
@@ -86,11 +90,16 @@ class LanguageCollector:
 
     def _figures(self, sums: Floats) -> dict[str, Floats]:
         """Return each metric of rows of sums, (n, 3)."""
-        loss = sums[:, 0] / np.maximum(sums[:, 1], 1)
+        loss = _over(sums[:, 0], sums[:, 1])
         found = {"loss": loss, "perplexity": np.exp(np.minimum(loss, 700.0))}
         if self.causal:
-            found["bits_per_byte"] = _BITS * sums[:, 0] / np.maximum(sums[:, 2], 1)
+            found["bits_per_byte"] = _BITS * _over(sums[:, 0], sums[:, 2])
         return found
+
+
+def _over(sums: Floats, counts: Floats) -> Floats:
+    result: Floats = sums / np.where(counts > 0, counts, 1.0)
+    return result
 
 
 def _exponential(metric: Metric) -> Metric:

@@ -143,15 +143,13 @@ def evaluate(
             rows += int(kept.sum())
             values = {column: _words(part.filter(pl.Series(kept))[column], slices[column]) for column in by}
             for column, whole in written.items():
-                whole.update(texts[column])
+                whole.update(texts[column], weights)
                 for slicing, words in values.items():
                     for word in np.unique(words):
                         one = slices[slicing].setdefault(str(word), {})
                         mine = one.setdefault(column, LanguageCollector(causal=True))
                         assert isinstance(mine, LanguageCollector)
-                        mine.update(
-                            [s for s, is_its in zip(texts[column], words == word, strict=True) if is_its]
-                        )
+                        _add_part(mine, texts[column], weights, words == word)
             for column, processor in pipeline.scored.items():
                 scores = processor.scores(outputs[f"{column}.{processor.output}"])
                 collectors[column].update(truth[column], scores, weights)
@@ -206,16 +204,16 @@ def _of_language(
             bad = speaker.text.invalid(part[column])  # of conversations, those that hold no answer
             skipped += int(bad.sum())
             part = part.filter(~bad)
-            scores = speaker.measure(part[column])
+            scores, weights = speaker.measure(part[column]), _weights(pipeline, part)
             for what, n in speaker.text.counts().items():
                 pipeline.counts[f"{column}: {what}"] += n
-            whole.update(scores)
+            whole.update(scores, weights)
             for name in by:
                 words = _words(part[name], slices[name])
                 for word in np.unique(words):
                     own = slices[name].get(str(word)) or LanguageCollector(speaker.causal)
                     slices[name][str(word)] = own
-                    own.update([s for s, mine in zip(scores, words == word, strict=True) if mine])
+                    _add_part(own, scores, weights, words == word)
     if not whole.rows:
         raise DataError("there is no text to measure on")
     return Evaluation(
@@ -227,6 +225,14 @@ def _of_language(
         whole.rows,
         {f"{column}: unreadable": skipped} if skipped else {},
         {name: n for name, n in (pipeline.counts - before).items() if n},
+    )
+
+
+def _add_part(collector: LanguageCollector, scores: list[Score], weights: Array | None, mine: Array) -> None:
+    """Add the texts of a slice."""
+    collector.update(
+        [score for score, its in zip(scores, mine, strict=True) if its],
+        None if weights is None else weights[mine],
     )
 
 
@@ -260,21 +266,27 @@ def _score(
     for column, processor in pipeline.scored.items():
         (encoded,) = processor.encode_target(scored[column]).values()
         truth[column] = processor.truth(encoded)
-    weights = None
-    if pipeline.weight is not None and pipeline.weight in scored.columns:
-        # As in training, a weight that is missing or negative makes no sense; here the row then counts for nothing.
-        values = scored[pipeline.weight].cast(pl.Float64, strict=False).fill_null(-1.0).to_numpy()
-        sound = np.isfinite(values) & (values >= 0)
-        pipeline.counts[f"{pipeline.weight}: weight missing or negative, taken as 0"] += int((~sound).sum())
-        weights = np.where(sound, values, 0.0)
     texts: dict[str, list[Score]] = {}
     if predictor.writer is not None:
         writer = predictor.writer
         given = scored[writer.column]
         inputs, _ = pipeline.encode(scored, targets=False)
-        target = writer.text.encode_target(given)["ids"]
-        texts[writer.column] = writer.score(inputs, target, given.cast(pl.String).to_list())
-    return outputs, truth, texts, weights, kept
+        texts[writer.column] = writer.score(inputs, *writer.text.encode_measured(given))
+        for what, n in writer.text.counts().items():
+            pipeline.counts[f"{writer.column}: {what}"] += n
+    return outputs, truth, texts, _weights(pipeline, scored), kept
+
+
+def _weights(pipeline: Pipeline, rows: pl.DataFrame) -> Array | None:
+    """Return the weight of each row, (n,); None where all weigh 1."""
+    if pipeline.weight is None or pipeline.weight not in rows.columns:
+        return None
+    # As in training, a weight that is missing or negative makes no sense; here the row then counts for nothing.
+    values = rows[pipeline.weight].cast(pl.Float64, strict=False).fill_null(-1.0).to_numpy()
+    sound = np.isfinite(values) & (values >= 0)
+    pipeline.counts[f"{pipeline.weight}: weight missing or negative, taken as 0"] += int((~sound).sum())
+    found: Array = np.where(sound, values, 0.0)
+    return found
 
 
 def _words(values: pl.Series, known: dict[str, Any]) -> Array:

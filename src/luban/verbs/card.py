@@ -36,7 +36,11 @@ def text(metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, param
         + ", ".join(f'"{n}": ...' for n in list(recipe.data.inputs)[:3])
         + "}'",
         "luban evaluate . labelled.csv",
+        "luban report . -o report.html       # all of this beside simple baselines, with errors and explanations",
         "```",
+        "",
+        "For rows like those it was trained on, and for somebody who can look at its errors; not for deciding about people without a",
+        "person in charge.",
         "",
         "## Measured",
         "",
@@ -102,6 +106,8 @@ def _kept(progress: dict[str, Any], recipe: Recipe) -> str:
 _TASKS = {
     "classification": "classifies texts",
     "causal_lm": "goes on with texts",
+    "chat": "answers conversations",
+    "seq2seq": "reads a text and writes another",
     "masked_lm": "fills in what is masked in texts",
     "embedding": "makes vectors of texts",
 }

@@ -18,6 +18,7 @@ from luban.errors import DivergenceError, MachineError
 from luban.recipe import Recipe
 from luban.training import machine
 from luban.training.plan import Plan, make_plan
+from luban.verbs import endings
 
 __all__ = ["check", "find_learning_rate"]
 
@@ -50,7 +51,9 @@ def check(
     console = console or Console()
     resolved, document = recipes.read(recipe, list(overrides))
     with recipes.located(document):
+        endings.require(resolved)
         plan = make_plan(resolved, console.stage)
+        endings.require_fit(plan.recipe, plan.prepared)
     console.end_stage()
     worst = plan.loader.worst()
     with machine.threads(cast(int, plan.recipe.train.threads)):

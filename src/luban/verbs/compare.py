@@ -13,11 +13,16 @@ import numpy as np
 import polars as pl
 
 from luban.artefact import Artefact
+from luban.console import Console
 from luban.data.contracts import Array
 from luban.errors import ArtefactError, DataError
 from luban.evaluation.metrics import Task, compare_paired
 from luban.evaluation.run import threshold_of
 from luban.predict import Predictor, of_artefact
+from luban.reporting._comparing import page_of_two
+from luban.reporting._words import Words
+from luban.reporting.gather import Options, gather
+from luban.verbs.report import require_page, write
 from luban.verbs.rows import chunks_of
 
 __all__ = ["compare"]
@@ -25,7 +30,17 @@ __all__ = ["compare"]
 _TIMED_ROWS = 256
 
 
-def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: str = "cpu") -> dict[str, Any]:
+def compare(
+    a: str | Path,
+    b: str | Path,
+    data: str | None = None,
+    *,
+    output: str | Path | None = None,
+    lang: str = "en",
+    format: str | None = None,
+    device: str = "cpu",
+    console: Console | None = None,
+) -> dict[str, Any]:
     """Put two artefacts side by side: size, speed on the same rows, and quality.
 
     With `data`, both score the same rows and the differences get a paired bootstrap interval (and, for classes, McNemar's
@@ -35,7 +50,11 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
     Args:
         a, b: artefacts.
         data: rows with inputs and targets of both.
+        output: a file for the page of both (``.html``, ``.md`` or ``.json``).
+        lang: ``en`` or ``zh``; of the page.
+        format: ``html``, ``md`` or ``json``; by default as the ending of `output` says.
         device: ``cpu`` or ``cuda``.
+        console: who is told what is being done.
 
     Returns:
         ``a`` and ``b`` (parameters, size, speed, metrics) and, with data, ``differences`` (b minus a).
@@ -43,6 +62,8 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
     Raises:
         ArtefactError: if the two predict different things.
     """
+    written = require_page(output, format)
+    words = Words(lang)
     artefacts = [Artefact.load(a), Artefact.load(b)]
     predictors = [of_artefact(one, device=device) for one in artefacts]
     targets = [{name: (p.type, p.classes()) for name, p in one.pipeline.scored.items()} for one in artefacts]
@@ -75,6 +96,7 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
         result["same_rows"] = (
             sides[0]["measured_on"] is not None and sides[0]["measured_on"] == sides[1]["measured_on"]
         )
+        _write(result, artefacts, predictors, None, output, written, words.language, console)
         return result
     columns = list(dict.fromkeys(c for one in artefacts for c in one.pipeline.inputs))
     chunks = chunks_of(data, columns)
@@ -100,7 +122,32 @@ def compare(a: str | Path, b: str | Path, data: str | None = None, *, device: st
         result["differences"][name] = asdict(compared)
     for side, speed in zip(sides, _speeds(predictors, first), strict=True):
         side["rows_per_second"] = round(speed, 1)
+    _write(result, artefacts, predictors, data, output, written, words.language, console)
     return result
+
+
+def _write(
+    result: dict[str, Any],
+    artefacts: list[Artefact],
+    predictors: list[Predictor],
+    data: str | None,
+    output: str | Path | None,
+    format: str,
+    lang: str,
+    console: Console | None,
+) -> None:
+    """Write the page of both, if there is a place for it."""
+    if output is None:
+        return
+    options = Options(examples=0, baselines=False)
+    reports = []
+    for artefact, predictor in zip(artefacts, predictors, strict=True):
+        chunks = None if data is None else chunks_of(data, list(predictor.pipeline.inputs))
+        reports.append(
+            gather(artefact, predictor, chunks=chunks, data=data or "", options=options, console=console)
+        )
+    content = {"compared": result, "a": reports[0], "b": reports[1]}
+    write(content, Path(output), format, lambda: page_of_two(reports[0], reports[1], result, lang))
 
 
 def _both(

@@ -40,6 +40,7 @@ _EXTRAS = {
     "tensorboard": ("tensorboard", "curves in TensorBoard"),
     "wandb": ("wandb", "curves in Weights & Biases"),
     "mlflow": ("mlflow", "curves in MLflow"),
+    "explain": ("captum", "LIME and Kernel SHAP"),
 }
 _CLIENTS = {
     "pip": "datasets from PyPI",

@@ -23,6 +23,7 @@ from luban._version import __version__
 from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.prepare import Prepared
+from luban.data.processors._base import as_words
 from luban.errors import ArtefactError, DataError
 from luban.evaluation.run import TrainingScorer, evaluate
 from luban.predict import Predictor, load
@@ -30,11 +31,14 @@ from luban.recipe import Recipe
 from luban.training import machine
 from luban.training.callbacks._base import Callback
 from luban.training.checkpoint import Checkpoints
+from luban.training.energy import Energy
 from luban.training.engine import Engine, Outcome
 from luban.training.log import Log
 from luban.training.plan import Plan, make_plan
-from luban.verbs import card
+from luban.verbs import card, endings
 from luban.verbs.lineage import versions
+from luban.verbs.report import report as write_report
+from luban.verbs.report import require_page
 
 __all__ = ["train"]
 
@@ -51,6 +55,7 @@ def train(
     output: str | Path | None = None,
     resume: bool = True,
     force: bool = False,
+    report: str | Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train what a recipe describes and write the artefact.
@@ -65,11 +70,13 @@ def train(
         output: the artefact's directory; ``runs/<name of the recipe>`` by default.
         resume: whether to go on with an interrupted run.
         force: replace a finished artefact at `output`.
+        report: a file for the page of `luban report`, written when all is done.
         console: who is told what happens; nobody by default.
 
     Returns:
         ``artefact`` (path), ``metrics`` (``target.metric`` → value, low, high), ``rows`` (by split), ``seconds``,
-        ``peak_memory_mb``, ``steps``, ``stopped``, ``measured_on``.
+        ``peak_memory_mb``, ``steps``, ``stopped``, ``measured_on``, ``gates`` and ``passed``: whether all of them are met. The
+        artefact is kept either way.
 
     Raises:
         LubanError: in one sentence.
@@ -79,6 +86,8 @@ def train(
         'runs/reviews'
     """
     console = console or Console()
+    if report is not None:
+        require_page(report)  # not after hours
     resolved, document = recipes.read(recipe, list(overrides))
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "model"
     place = Path(output) if output is not None else None
@@ -86,8 +95,13 @@ def train(
     with recipes.located(document):
         if split is not None and split.type == "folds" and getattr(split, "fold", None) is None:
             folder = place or Path("runs") / name
-            return _cross_validate(resolved, folder, resume=resume, force=force, console=console)
-        return _train(resolved, name, place, resume, force, console)
+            result = _cross_validate(resolved, folder, resume=resume, force=force, console=console)
+        else:
+            result = _train(resolved, name, place, resume, force, console)
+    if report is not None:
+        write_report(result["artefact"], output=report, console=console)
+        result["report"] = str(report)
+    return result
 
 
 def _train(
@@ -104,7 +118,9 @@ def _train(
     started = time.perf_counter()
     if output is not None and not force and not fold and (output / "config.json").exists():
         raise _finished(output)  # before the data is prepared
+    endings.require(resolved)
     plan = make_plan(resolved, console.stage)
+    endings.require_fit(plan.recipe, plan.prepared)
     _tell(plan, console)
     run = _Run.of(plan, resolved)
     if fold and resume and output is not None and run.continues(_Run.read(output / "lineage.json")):
@@ -122,8 +138,9 @@ def _train(
         beside = work / f".{_RUN}.partial"
         artefact.write_json(beside, {**run.to_json(), "recipe": plan.recipe.model_dump()})
         os.replace(beside, work / _RUN)
-    outcome = _fit(plan, work, console)
-    return _finish(plan, outcome, target, run, time.perf_counter() - started, console)
+    energy = Energy()
+    outcome = _fit(plan, work, console, energy)
+    return _finish(plan, outcome, target, run, time.perf_counter() - started, energy, console)
 
 
 def _as_begun(
@@ -156,9 +173,9 @@ def _as_begun(
     return make_plan(same, console.stage), replace(run, used=begun.used)
 
 
-def _fit(plan: Plan, work: Path, console: Console) -> Outcome:
+def _fit(plan: Plan, work: Path, console: Console, energy: Energy) -> Outcome:
     options = plan.recipe.train
-    watching: list[Callback] = [cast(Callback, one) for one in options.callbacks] + [Log()]
+    watching: list[Callback] = [cast(Callback, one) for one in options.callbacks] + [Log(), energy]
     bar = console.bar()
     if bar is not None:
         watching.append(bar)
@@ -330,7 +347,13 @@ def _place(output: Path | None, name: str, run: _Run, *, resume: bool, force: bo
 
 
 def _finish(
-    plan: Plan, outcome: Outcome, target: Path, run: _Run, seconds: float, console: Console
+    plan: Plan,
+    outcome: Outcome,
+    target: Path,
+    run: _Run,
+    seconds: float,
+    energy: Energy,
+    console: Console,
 ) -> dict[str, Any]:
     """Measure the chosen weights, freeze a sample, and write everything at once."""
     prepared = plan.prepared
@@ -354,6 +377,9 @@ def _finish(
             artefact.write_json(folder / name, {})
         (folder / "sample.jsonl").write_text("", encoding="utf-8")
         predictor = load(folder, device=plan.choice.device.type, verify=False)
+        if plan.recipe.decide:
+            predictor.decisions = endings.decide(plan.recipe, predictor, prepared, console)
+            artefact.write_decisions(folder, predictor.decisions)
         own_split = plan.recipe.data.split
         folds = own_split is not None and own_split.type == "folds"  # a fold is measured on what it held out
         order = ("validation", "test") if folds else ("test", "validation")
@@ -370,7 +396,14 @@ def _finish(
                 **measured.to_json(),
                 "history": outcome.history,
             }
+        ended = endings.examine(
+            plan.recipe, predictor, prepared, split, metrics, recipes.dump(plan.recipe), console
+        )
+        if ended.verdicts:
+            metrics["gates"] = [one.to_json() for one in ended.verdicts]
         artefact.write_json(folder / "metrics.json", metrics)
+        if ended.results:
+            artefact.write_json(folder / "audit.json", ended.to_json())
         sample = _sample(predictor, prepared, plan.recipe)
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in sample)
         (folder / "sample.jsonl").write_text(lines, encoding="utf-8")
@@ -392,7 +425,11 @@ def _finish(
                 "precision": plan.choice.precision,
                 "threads": plan.recipe.train.threads,
             },
-            "cost": {"seconds": round(seconds, 2), "peak_memory_mb": round(machine.peak_memory_mb(), 1)},
+            "cost": {
+                "seconds": round(seconds, 2),
+                "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+                **({} if energy.joules is None else {"energy_joules": round(energy.joules, 1)}),
+            },
             "progress": asdict(outcome.progress),
         }
         artefact.write_json(folder / "lineage.json", lineage)
@@ -419,6 +456,8 @@ def _result(target: Path, metrics: Mapping[str, Any], lineage: Mapping[str, Any]
         "seconds": lineage["cost"]["seconds"],
         "peak_memory_mb": lineage["cost"]["peak_memory_mb"],
         "card": str(target / "README.md"),
+        "gates": metrics.get("gates", []),
+        "passed": all(one["passed"] for one in metrics.get("gates", [])),
     }
 
 
@@ -428,6 +467,7 @@ def _merge(folder: Path, target: Path) -> None:
         names = sorted(path.name for path in folder.iterdir())
         # A predecessor that is being replaced stops being an artefact first: half of each is neither.
         (target / "config.json").unlink(missing_ok=True)
+        (target / "audit.json").unlink(missing_ok=True)  # the successor may have none
         for name in [n for n in names if n != "config.json"] + ["config.json"]:
             os.replace(folder / name, target / name)
         files.sync(target)
@@ -440,6 +480,8 @@ def _sample(predictor: Predictor, prepared: Prepared, recipe: Recipe) -> list[di
     split = next((s for s in ("validation", "test") if prepared.rows[s]), None)
     if recipe.sample == "synthetic" or split is None:
         rows = synthetic_rows(prepared, _SAMPLE_ROWS)
+        for name in _decided_by(predictor):
+            rows = [{name: None, **row} for row in rows]
     else:
         first: list[pl.DataFrame] = []
         for chunk in prepared.raw(split):
@@ -450,6 +492,8 @@ def _sample(predictor: Predictor, prepared: Prepared, recipe: Recipe) -> list[di
         # A text that is written comes along, since it is compared by how probable it is.
         frozen = {**pipeline.given, **pipeline.written}
         columns = {name: processor.portable(frame[name]) for name, processor in frozen.items()}
+        for name in _decided_by(predictor):  # which no processor reads
+            columns.setdefault(name, as_words(frame[name]).to_list())
         rows = [
             dict(zip(columns, map(_as_json, values), strict=True))
             for values in zip(*columns.values(), strict=True)
@@ -458,6 +502,12 @@ def _sample(predictor: Predictor, prepared: Prepared, recipe: Recipe) -> list[di
         {"row": row, "prediction": prediction}
         for row, prediction in zip(rows, predictor.replay(rows), strict=True)
     ]
+
+
+def _decided_by(predictor: Predictor) -> list[str]:
+    """Return the columns that decisions need beside the inputs."""
+    needed = [name for one in predictor.decisions for name in one.needs]
+    return [name for name in dict.fromkeys(needed) if name not in predictor.pipeline.inputs]
 
 
 def _as_json(value: Any) -> Any:
@@ -518,6 +568,8 @@ def _cross_validate(
         "rows": results[0]["rows"],
         "seconds": round(sum(r["seconds"] for r in results), 2),
         "peak_memory_mb": round(machine.peak_memory_mb(), 1),
+        "gates": [gate for r in results for gate in r["gates"]],
+        "passed": all(r["passed"] for r in results),
     }
     artefact.write_json(output / "cross-validation.json", summary)
     return summary
