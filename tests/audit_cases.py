@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 import luban
-from luban.auditing._base import Case, Sample
+from luban.auditing._base import Case
+from luban.data.sampling import Sample
 from luban.predict import load
 
 

@@ -82,7 +82,7 @@ LAYERS = (
     ("models.interop",),
     ("models", "decisions", "objectives"),
     ("adapt",),
-    ("artefact", "generation"),
+    ("artefact", "generation", "origin"),
     ("language",),
     ("writing",),
     ("predict",),

@@ -310,11 +310,15 @@ def see_objectives(component: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     groups: dict[str, Any] = {}
     if isinstance(component, Grouped):
-        component.groups(Data.model_validate({"train": "a.csv", "inputs": {"x": "number"}, "groups": ["g", "h"]}))
+        component.groups(
+            Data.model_validate({"train": "a.csv", "inputs": {"x": "number"}, "groups": ["g", "h"]})
+        )
         facts = {name: replace(one, tally=tally) for name, one in facts.items()}
         groups = {f"{name}.group": torch.randint(2, (10,), generator=generator) for name in "gh"}
     component.setup(facts)
-    batch: dict[str, Any] = groups | {f"{name}.t": torch.randint(2, (10,), generator=generator) for name in "ab"}
+    batch: dict[str, Any] = groups | {
+        f"{name}.t": torch.randint(2, (10,), generator=generator) for name in "ab"
+    }
     outputs = {f"{name}.{output}": torch.randn(10, width, generator=generator) for name in "ab"}
     if kind == "number":
         batch = {name: value.float() for name, value in batch.items()}
@@ -348,7 +352,12 @@ def see_decisions(component: Any) -> Any:
     truth = (chances.cumsum(1) > generator.random((300, 1))).argmax(1)
     if binary:
         truth = (chances[:, 0] > generator.random(300)).astype(int)
-    rows = pl.DataFrame({"g": generator.choice(["m", "f", "d"], 300, p=[0.5, 0.25, 0.25]), "h": generator.choice(["s", "t"], 300)})
+    rows = pl.DataFrame(
+        {
+            "g": generator.choice(["m", "f", "d"], 300, p=[0.5, 0.25, 0.25]),
+            "h": generator.choice(["s", "t"], 300),
+        }
+    )
     said = component.fit(targets[component.column], output, truth, rows)
     decided = component.outputs(output, rows)
     again: Any = Section("decisions").parse(component.model_dump())

@@ -579,7 +579,9 @@ def explain(
     for one in result.get("explanations", []):
         _out(_render.terminal(one, color=color))
     if "survey" in result and output is None:
-        _out(_render.survey_text(result["survey"]))
+        _out(_render.tables_text(result["survey"]["tables"]))
+    if result.get("tables") and output is None:
+        _out(_render.tables_text(result["tables"]))
     for row, why in result["unreadable"].items():
         console.say(f"row {row} could not be explained: {why}")
     for note in result["notes"]:

@@ -14,7 +14,8 @@ import pytest
 import luban
 from audit_cases import RECIPE, case_of, people
 from luban.artefact import Artefact
-from luban.auditing._base import Audit, Case, Sample
+from luban.auditing._base import Audit, Case
+from luban.data.sampling import Sample
 from luban.recipe import Section
 from luban.registry import lookup, names
 

@@ -10,18 +10,16 @@ import pytest
 from table_cases import INPUTS, people, predictor_of, reviews, table_case, text_case
 
 from luban.errors import InputError
+from luban.explaining._base import Explanation
 from luban.explaining._case import Case
-from luban.explaining._rows import Found
 from luban.explaining.counterfactual import Counterfactual, rewritten
 
 
-def found(case: Case, **options: object) -> list[Found]:
-    result = Counterfactual(**options).explain(case)  # type: ignore[arg-type]
-    assert all(isinstance(one, Found) for one in result)
-    return result  # type: ignore[return-value]
+def found(case: Case, **options: object) -> list[Explanation]:
+    return Counterfactual(**options).explain(case)  # type: ignore[arg-type]
 
 
-def after(case: Case, i: int, one: Found) -> pl.DataFrame:
+def after(case: Case, i: int, one: Explanation) -> pl.DataFrame:
     """Return the row with the changes made by hand."""
     row = case.given[i]
     for line in one.tables["changes"]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from table_cases import INPUTS, people, predictor_of, text_case
 
 from luban.errors import DataError, InputError
+from luban.explaining._base import Explanation
 from luban.explaining._case import Case
-from luban.explaining._rows import Found
 from luban.explaining.influence import Influence
 from luban.predict import load
 from luban.verbs.train import train
@@ -33,10 +33,8 @@ def case_of(
     return Case.of(model, rows, training=training)
 
 
-def found(case: Case, **options: object) -> list[Found]:
-    result = Influence(**options).explain(case)  # type: ignore[arg-type]
-    assert all(isinstance(one, Found) for one in result)
-    return result  # type: ignore[return-value]
+def found(case: Case, **options: object) -> list[Explanation]:
+    return Influence(**options).explain(case)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("kind", "target"), [("category", "paid"), ("binary", "paid"), ("number", "wage")])

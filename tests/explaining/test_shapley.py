@@ -100,14 +100,6 @@ def test_a_text_is_one_column_among_others() -> None:
         assert json.loads(json.dumps(one.to_json()))["parts"]["review"]["kind"] == "value"
 
 
-def test_the_whole_set_ranks_columns() -> None:
-    survey = Shapley(background=20).survey(table_case(rows=40))
-    order = [line["column"] for line in survey.tables["importance"]]
-    assert order[0] == "age"
-    assert order.index("noise") > order.index("city")
-    assert sum(line["share"] for line in survey.tables["importance"]) == pytest.approx(1.0)
-
-
 def test_options_and_seed_decide_what_is_drawn() -> None:
     case = table_case(rows=1)
 

@@ -63,6 +63,17 @@ def test_weights_are_those_of_kamiran_and_calders() -> None:
         assert float(one.forward(Given(logits), given)["label"].count) == 4
 
 
+def test_reweighed_parts_of_a_batch_add_up() -> None:
+    one, logits = objective(type="reweigh"), [0.3, -0.2, 0.8, 1.0]
+    truth, group = [0, 0, 1, 1], [0, 1, 0, 1]
+    whole = one.forward(Given(logits), batch(truth, group))["label"]
+    parts = [
+        one.forward(Given(logits[s]), batch(truth[s], group[s]))["label"] for s in (slice(0, 1), slice(1, 4))
+    ]
+    assert float(sum(p.total.detach() for p in parts)) == pytest.approx(float(whole.total.detach()), rel=1e-5)
+    assert float(sum(p.count for p in parts)) == pytest.approx(float(whole.count))
+
+
 def test_with_these_weights_group_and_class_are_independent() -> None:
     weights = objective(type="reweigh")._weights.double().numpy() * COUNTS
     assert weights == pytest.approx(np.outer(weights.sum(1), weights.sum(0)) / weights.sum())

@@ -13,11 +13,16 @@ import pytest
 from luban import recipe
 from luban.artefact import Artefact
 from luban.data.prepare import prepare
+from luban.data.sampling import Reservoir, Sample
+from luban.origin import Origin, Unknown
 from luban.recipe import read_yaml
 from luban.reporting._columns import summary
 from luban.reporting._examples import choose
-from luban.reporting._rows import Absent, OwnRows, Reservoir, sample
 from luban.reporting._shown import pieces_of
+
+
+def find(artefact: Artefact) -> Origin | Unknown:
+    return Origin.find(artefact.recipe, artefact.lineage, artefact.pipeline)
 
 
 def joined(chunks: Any) -> pl.DataFrame:
@@ -28,8 +33,8 @@ def joined(chunks: Any) -> pl.DataFrame:
 @pytest.mark.parametrize("kind", ["table", "texts"])
 def test_rows_of_each_split_are_those_of_the_training(kind: str, artefact_of: Any) -> None:
     artefact = Artefact.load(artefact_of(kind))
-    own = OwnRows.find(artefact)
-    assert isinstance(own, OwnRows)
+    own = find(artefact)
+    assert isinstance(own, Origin)
     prepared = prepare(recipe.load(read_yaml(artefact.recipe).data).data)
     for split in ("validation", "test"):
         assert joined(own.split(split)).to_dicts() == joined(prepared.raw(split)).to_dicts(), split
@@ -57,27 +62,27 @@ def test_data_that_changed_or_went_away_or_lies_elsewhere_is_not_taken(
     other.write_text(
         reviews.read_text(encoding="utf-8") + '{"review": "更多", "label": "good"}\n', encoding="utf-8"
     )
-    found = OwnRows.find(changed(folder, tmp_path, str(reviews), str(other)))
-    assert found == Absent("data_changed", {"split": "train"})
+    found = find(changed(folder, tmp_path, str(reviews), str(other)))
+    assert found == Unknown("data_changed", "train")
     shutil.rmtree(tmp_path / "copy")
-    gone = OwnRows.find(changed(folder, tmp_path, str(reviews), str(tmp_path / "nowhere.jsonl")))
-    assert isinstance(gone, Absent)
+    gone = find(changed(folder, tmp_path, str(reviews), str(tmp_path / "nowhere.jsonl")))
+    assert isinstance(gone, Unknown)
     assert gone.why == "data_gone"
     shutil.rmtree(tmp_path / "copy")
-    remote = OwnRows.find(changed(folder, tmp_path, str(reviews), "https://example.com/reviews.jsonl"))
-    assert remote == Absent("data_remote")
+    remote = find(changed(folder, tmp_path, str(reviews), "https://example.com/reviews.jsonl"))
+    assert remote == Unknown("data_remote")
 
 
 def test_a_model_that_was_not_trained_here_has_no_rows(artefact_of: Any) -> None:
-    assert OwnRows.find(Artefact.load(artefact_of("imported"))) == Absent("not_trained_here")
+    assert find(Artefact.load(artefact_of("imported"))) == Unknown("not_trained_here")
 
 
 def test_each_row_of_a_stream_is_as_likely_to_be_drawn() -> None:
     drawn = np.zeros(400)
     for seed in range(300):
         chunks = (pl.DataFrame({"i": range(start, start + 50)}) for start in range(0, 400, 50))
-        found = sample(chunks, 40, seed)
-        assert found.of == 400
+        found = Sample.draw(chunks, 40, seed=seed)
+        assert found.total == 400
         assert found.rows["i"].is_sorted()
         drawn[found.rows["i"].to_list()] += 1
     assert drawn.sum() == 300 * 40
@@ -93,7 +98,7 @@ def test_a_reservoir_hands_chunks_on_and_holds_little() -> None:
         assert given.equals(own)
         seen += len(given)
         assert len(reservoir._kept if reservoir._kept is not None else []) <= 20
-    assert (len(reservoir.sample().rows), reservoir.sample().of) == (10, seen)
+    assert (len(reservoir.sample().rows), reservoir.sample().total) == (10, seen)
 
 
 def test_the_worst_errors_are_those_it_was_surest_of() -> None:

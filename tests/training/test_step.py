@@ -154,9 +154,12 @@ LANGUAGE = {
 
 OWN = {
     "dpo": "test_dpo.py::test_accumulation_is_exact",
+    "fair": "test_fair.py::test_the_penalty_is_the_squared_distance_of_group_means",
+    "reweigh": "test_fair.py::test_reweighed_parts_of_a_batch_add_up",
     "seq2seq": "test_seq2seq_loss.py::test_parts_of_a_batch_add_up",
 }
-"""Objectives over what no linear layer puts out: the test in tests/objectives that their parts add up."""
+"""Objectives over more than a linear layer and a target: the test in tests/objectives that their parts add up, or, where they
+refuse to be taken apart, what they come to."""
 
 
 @pytest.mark.parametrize("weighted", [True, False])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -217,12 +219,44 @@ def test_a_heatmap_is_blue_where_pixels_speak_for_and_orange_where_against() -> 
     assert len(set(map(tuple, pixels[100:120, 100:120].reshape(-1, 3)))) == 1
 
 
-def test_a_survey_is_a_table() -> None:
-    found = {
-        "tables": {"importance": [{"column": "a<b", "value": 0.12345678}, {"column": "c", "value": None}]}
-    }
-    assert "0.1235" in _render.survey_text(found)
-    assert "a&lt;b" in _render.survey_html(found)
+def test_tables_are_drawn_and_escaped() -> None:
+    tables = {"importance": [{"column": "a<b", "value": 0.12345678}, {"column": {"c": 1.5}, "value": None}]}
+    assert "0.1235" in _render.tables_text(tables)
+    assert "c: 1.5" in _render.tables_text(tables)
+    assert "a&lt;b" in _render.tables_html(tables)
+
+
+def test_of_several_rows_it_is_said_how_much_each_column_mattered(artefact: str) -> None:
+    found = luban.explain(artefact, ROWS, method="occlusion")
+    lines = found["tables"]["columns"]
+    assert {line["column"] for line in lines} == {"age", "city", "review"}
+    assert sum(line["share"] for line in lines) == pytest.approx(1.0)
+    for line in lines:
+        own = [one["parts"][line["column"]]["values"] for one in found["explanations"]]
+        totals = [sum(v) if isinstance(v, list) else v for v in own]
+        assert line["importance"] == pytest.approx(sum(map(abs, totals)) / 2, rel=1e-4)
+        assert line["mean"] == pytest.approx(sum(totals) / 2, rel=1e-4, abs=1e-6)
+    assert "tables" not in luban.explain(artefact, json.dumps(json.loads(ROWS)[:1]), method="occlusion")
+
+
+def test_where_the_training_rows_are_gone_the_frozen_ones_stand_for_the_data(
+    artefact: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artefact, copy)
+    text = (copy / "recipe.yaml").read_text(encoding="utf-8")
+    (copy / "recipe.yaml").write_text(text.replace("rows.csv", "nowhere.csv"), encoding="utf-8")
+    row = json.dumps(json.loads(ROWS)[0])
+    one, two = (luban.explain(str(copy), row, method="shapley")["explanations"][0] for _ in range(2))
+    assert one == two
+    assert "made up" not in " ".join(one["notes"])
+    assert one["quality"]["completeness_error"] < 1e-5
+
+
+def test_vectors_lie_beside_the_page(artefact: str, tmp_path: Path) -> None:
+    rows = json.dumps(json.loads(ROWS) * 4)
+    luban.explain(artefact, rows, method="embeddings", output=str(tmp_path / "out"))
+    assert len(pl.read_parquet(tmp_path / "out" / "embeddings.parquet")) == 8
 
 
 # --- texts that are written -----------------------------------------------------------------------------------

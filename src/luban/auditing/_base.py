@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
 
 from luban.data.contracts import Array, Processor
-from luban.data.pipeline import is_fitted_step
-from luban.data.prepare import SPLITS, split_rows
 from luban.data.processors.binary import Binary
 from luban.data.processors.set import Set
+from luban.data.sampling import Sample
 from luban.errors import DataError, LubanError
 from luban.gates import SEVERITIES
+from luban.origin import Origin, Unknown
 from luban.predict import Predictor
 from luban.recipe import Component, Recipe, load, read_yaml
 
@@ -35,11 +35,9 @@ __all__ = [
     "AuditResult",
     "Case",
     "Finding",
-    "Sample",
     "Scored",
     "Severity",
     "losses",
-    "of_split",
     "right",
     "said",
 ]
@@ -48,8 +46,6 @@ Severity = Literal["high", "medium", "low", "info"]
 SEED = 0
 """Of every draw an audit makes: the same rows give the same figures."""
 _PART = 1024  # rows encoded at a time
-_LOT = "__luban_lot__"
-_WHERE = "__luban_row__"
 
 
 @dataclass(frozen=True)
@@ -130,56 +126,6 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Rows drawn from a stream.
-
-    Attributes:
-        rows: as the user has them, in their order.
-        places: where each stood in the stream, from 0, (n,).
-        total: rows of the stream.
-    """
-
-    rows: pl.DataFrame
-    places: Array
-    total: int
-
-    @classmethod
-    def draw(
-        cls,
-        chunks: Iterable[pl.DataFrame],
-        limit: int,
-        progress: Callable[[int], None] = lambda rows: None,
-    ) -> Self:
-        """Draw at most `limit` rows without replacement, in one pass that holds no more than twice as many.
-
-        Each row gets a random number, and the smallest are kept; the numbers depend on a row's place alone.
-        """
-        kept: pl.DataFrame | None = None
-        total = 0
-        generator = np.random.default_rng(SEED)
-        for chunk in chunks:
-            lots = pl.Series(_LOT, generator.random(len(chunk)))
-            places = pl.Series(_WHERE, np.arange(total, total + len(chunk)))
-            part = chunk.with_columns(lots, places)
-            total += len(chunk)
-            kept = part if kept is None else pl.concat([kept, part], how="vertical_relaxed")
-            if len(kept) > 2 * limit:
-                kept = kept.bottom_k(limit, by=_LOT)
-            progress(total)
-        if kept is None:
-            return cls(pl.DataFrame(), np.zeros(0, np.int64), 0)
-        kept = kept.bottom_k(limit, by=_LOT).sort(_WHERE)
-        return cls(kept.drop(_LOT, _WHERE), kept[_WHERE].to_numpy(), total)
-
-    def __str__(self) -> str:
-        return (
-            f"all {self.total:,} rows"
-            if len(self.rows) == self.total
-            else f"{len(self.rows):,} rows drawn from {self.total:,}"
-        )
-
-
-@dataclass(frozen=True)
 class Scored:
     """Rows whose truth is known, with what the artefact makes of them.
 
@@ -196,20 +142,6 @@ class Scored:
     outputs: dict[str, Array]
     truth: dict[str, Array]
     scores: dict[str, Array]
-
-
-def of_split(
-    predictor: Predictor, lineage: Mapping[str, Any], chunks: Iterable[pl.DataFrame], split: str
-) -> Iterator[pl.DataFrame]:
-    """Yield the rows that were in a split when the artefact was trained, told by what they contain."""
-    pipeline = predictor.pipeline
-    steps = [step for step in pipeline.cleaners if not is_fitted_step(step)]
-    for chunk in chunks:
-        # Rows were keyed after the steps that need no fitting; the same steps give the same keys.
-        cleaned = pipeline.clean(chunk, predicting=True, steps=steps)
-        part = chunk.filter(pl.Series(split_rows(lineage["split"], cleaned, pipeline) == SPLITS[split]))
-        if len(part):
-            yield part
 
 
 # --- the case ---------------------------------------------------------------------------------------------
@@ -267,23 +199,20 @@ class Case:
     @cached_property
     def training(self) -> Sample | None:
         """Rows that the artefact was trained on; None where they cannot be had, with the reason in `why_no_training`."""
-        recipe = self.resolved
-        if recipe is None or "split" not in self.lineage:
-            self.why_no_training = "the artefact does not say what it was trained on"
+        found = Origin.find(self.recipe, self.lineage, self.predictor.pipeline)
+        if isinstance(found, Unknown):
+            self.why_no_training = str(found)
             return None
-        source = cast(Any, recipe.data.train)
         try:
-            if source.fingerprint() != self.lineage.get("data", {}).get("train"):
-                self.why_no_training = "the training data has changed since the artefact was made"
-                return None
-            chunks = of_split(self.predictor, self.lineage, source.scan(), "train")
-            drawn = Sample.draw(
-                chunks, self.limit, lambda rows: self.report("reading training rows", rows, None)
+            return Sample.draw(
+                found.split("train"),
+                self.limit,
+                lambda rows: self.report("reading training rows", rows, None),
+                SEED,
             )
         except (LubanError, OSError) as error:
             self.why_no_training = f"the training data cannot be read ({error})"
             return None
-        return drawn
 
     @cached_property
     def scored(self) -> Scored:

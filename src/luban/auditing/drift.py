@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 from pydantic import Field as Option
 
-from luban.auditing._base import SEED, Audit, AuditResult, Case, Sample, Severity
+from luban.auditing._base import SEED, Audit, AuditResult, Case, Severity
 from luban.auditing._small import Features, auc, out_of_fold
 from luban.data.contracts import Array
 from luban.data.processors._base import as_numbers, as_words
 from luban.data.processors.image import Image
+from luban.data.sampling import Sample
 from luban.registry import register
 
 __all__ = ["Drift", "population_stability"]

@@ -16,7 +16,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +129,7 @@ class Explanation:
         baseline: the score of the neutral input that the row is compared with; None where the method has none.
         probability: of the chosen class; None where there is none.
         parts: input column → what it contributed.
+        tables: name → lines of what is no value of a part: the training rows that mattered, the changes that flip a decision.
         quality: measures of how well this explains the model (`luban.explaining._quality`).
         notes: what the reader should know, each one sentence.
     """
@@ -140,6 +142,7 @@ class Explanation:
     baseline: float | None = None
     probability: float | None = None
     parts: dict[str, Part] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -151,7 +154,7 @@ class Explanation:
         return {column: mass / whole for column, mass in masses.items()} if whole > 0 else {}
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, without NaN."""
+        """Return plain data, without NaN; without tables where there are none."""
         return {
             "row": self.row,
             "method": self.method,
@@ -162,6 +165,7 @@ class Explanation:
             "probability": plain(self.probability),
             "shares": plain(self.shares),
             "parts": {column: part.to_json() for column, part in self.parts.items()},
+            **({"tables": plain(self.tables)} if self.tables else {}),
             "quality": plain(self.quality),
             "notes": list(self.notes),
         }
@@ -227,6 +231,10 @@ class Explainer(Component):
     def explain(self, case: Case) -> list[Explanation]:
         """Explain each row of a case, in order; for scope ``row``."""
         raise NotImplementedError(f"'{self.type}' explains no single row")
+
+    def into(self, folder: Path) -> Self:
+        """Return the explainer as it is asked when a folder is written: files of its own go there."""
+        return self
 
     def survey(self, case: Case) -> Survey:
         """Explain the rows of a case together; for scope ``set``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ __all__ = [
     "explanation_html",
     "heatmap",
     "part_html",
-    "survey_html",
-    "survey_text",
+    "tables_html",
+    "tables_text",
     "terminal",
 ]
 
@@ -34,6 +35,8 @@ SHOWN = 200
 """Rows that the page shows; all are in explanations.jsonl."""
 SIDE = 224
 """Pixels of the longer side of a picture, at least."""
+WIDEST = 100
+"""Letters of a cell on a terminal."""
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------
@@ -50,6 +53,8 @@ def terminal(one: Json, *, color: bool) -> str:
         if value is not None:
             lines.append(f"  {key.replace('_', ' ')} {value:.3g}")
     lines += [f"  note: {note}" for note in one["notes"]]
+    if one.get("tables"):
+        lines.append(textwrap.indent(tables_text(one["tables"], 5), "  "))
     return "\n".join(lines)
 
 
@@ -135,13 +140,13 @@ def _scale(values: Any) -> float:
     return top or 1.0
 
 
-def survey_text(found: Json, lines: int = 20) -> str:
-    """Return the first lines of a survey's tables."""
+def tables_text(tables: Json, lines: int = 20) -> str:
+    """Return the first lines of tables."""
     result = []
-    for name, rows in found["tables"].items():
+    for name, rows in tables.items():
         keys = list(dict.fromkeys(key for row in rows for key in row))
         cells = [keys, *([_cell(row.get(key)) for key in keys] for row in rows[:lines])]
-        widths = [min(40, max(len(line[i]) for line in cells)) for i in range(len(keys))]
+        widths = [min(WIDEST, max(len(line[i]) for line in cells)) for i in range(len(keys))]
         result.append(f"{name}:")
         result += [
             "  " + "  ".join(c[:w].ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
@@ -276,7 +281,7 @@ class Page:
 
     def survey(self, found: Json) -> None:
         """Add what was found about a set."""
-        self.file.write(survey_html(found))
+        self.file.write(f"<section>\n{tables_html(found['tables'])}</section>\n")
 
     def close(self, summary: Json) -> None:
         """Finish the page."""
@@ -290,7 +295,12 @@ class Page:
         words = [f"{key.replace('_', ' ')} {value:.3g}" for key, value in summary["quality"].items()]
         if words:
             notes.insert(0, f"means over {summary['rows']:,} rows: {', '.join(words)}")
-        self.file.write("<section>\n" + "".join(_note(note) for note in notes) + "</section>\n</html>\n")
+        self.file.write(
+            "<section>\n"
+            + tables_html(summary.get("tables", {}))
+            + "".join(_note(note) for note in notes)
+            + "</section>\n</html>\n"
+        )
         self.file.close()
 
 
@@ -310,7 +320,7 @@ def explanation_html(one: Json) -> str:
     ]
     notes = ([", ".join(words)] if words else []) + list(one["notes"])
     return (
-        f"<section>\n<h2>{html.escape(headline(one))}</h2>\n{''.join(parts)}"
+        f"<section>\n<h2>{html.escape(headline(one))}</h2>\n{''.join(parts)}{tables_html(one.get('tables', {}))}"
         + "".join(_note(note) for note in notes)
         + "</section>\n"
     )
@@ -340,10 +350,10 @@ def part_html(part: Json) -> str:
             return _bars({"": part})
 
 
-def survey_html(found: Json) -> str:
-    """Return the tables of a survey as a section of a page."""
+def tables_html(tables: Json) -> str:
+    """Return tables as a piece of a page."""
     parts = []
-    for name, lines in found["tables"].items():
+    for name, lines in tables.items():
         keys = list(dict.fromkeys(key for line in lines for key in line))
         head = "".join(f"<th>{html.escape(str(key))}</th>" for key in keys)
         body = "".join(
@@ -354,10 +364,12 @@ def survey_html(found: Json) -> str:
         parts.append(
             f"<h3>{html.escape(name)}</h3>\n<div class='ex-scroll'><table class='survey'><tr>{head}</tr>\n{body}</table></div>{more}\n"
         )
-    return f"<section>\n{''.join(parts)}</section>\n"
+    return "".join(parts)
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_cell(one)}" for key, one in value.items())
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

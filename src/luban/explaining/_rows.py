@@ -12,7 +12,7 @@ A row made of the columns of several rows needs nothing encoded again: each colu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,10 @@ from luban.data.batch import Batch, to_batch
 from luban.data.contracts import Array, Encoded, Flat
 from luban.data.processors._encoding import gather
 from luban.errors import DataError
-from luban.explaining._base import Explanation, plain
 from luban.explaining._case import Case, require_rows
 from luban.predict import frame_of
 
 __all__ = [
-    "Found",
     "Index",
     "background",
     "column_of",
@@ -49,21 +47,6 @@ Index = npt.NDArray[np.int64]
 _ROWS = 4096  # of a batch at most
 _TOKENS = 2**14  # of a batch, about: 100 MB inside a small Transformer
 _BYTES = 2**24  # of a batch, about
-
-
-@dataclass
-class Found(Explanation):
-    """An explanation that is no sum of parts: its tables say what was found for the row.
-
-    Attributes:
-        tables: name → its lines, each a mapping of plain values.
-    """
-
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data, without NaN."""
-        return {**super().to_json(), "tables": plain(self.tables)}
 
 
 # --- which rows -------------------------------------------------------------------------------------------

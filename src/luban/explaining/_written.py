@@ -322,6 +322,6 @@ def explain_written(case: WrittenCase, explainer: Explainer, *, quality: bool = 
         sum(bases) if len(bases) == len(each) else None,
         None,
         parts,
-        measured,
-        notes,
+        quality=measured,
+        notes=notes,
     )

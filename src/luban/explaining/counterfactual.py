@@ -20,7 +20,7 @@ from luban.errors import InputError, did_you_mean
 from luban.explaining._alternatives import Alternatives, decided, hashable
 from luban.explaining._base import Explainer, Explanation, Part, Piece
 from luban.explaining._case import Case, require_rows
-from luban.explaining._rows import Found, outputs_of, shown
+from luban.explaining._rows import outputs_of, shown
 from luban.explaining._text import _WORD, moved, strings
 from luban.registry import register
 
@@ -101,14 +101,12 @@ class Counterfactual(Explainer):
             search = _Search(case, tried, i, self.changes)
             found.append(search.run())
             parts.append(search.parts(found[-1].state))
-        result: list[Explanation] = []
-        for i, plain in enumerate(case.explanations(self.type, scores, parts)):
-            one = Found(**{name: getattr(plain, name) for name in Explanation.__dataclass_fields__})
+        result = case.explanations(self.type, scores, parts)
+        for i, one in enumerate(result):
             self._tell(one, found[i], _Search(case, tried, i, self.changes))
-            result.append(one)
         return result
 
-    def _tell(self, one: Found, result: _Result, search: _Search) -> None:
+    def _tell(self, one: Explanation, result: _Result, search: _Search) -> None:
         one.quality["tried"] = float(result.tried)
         if not result.flipped:
             one.notes.append(

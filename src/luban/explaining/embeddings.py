@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,14 @@ class Embeddings(Explainer):
             return "it needs a model that makes one vector a row, and this one writes texts"
         return None
 
+    def into(self, folder: Path) -> Self:
+        """Write the vectors as embeddings.parquet, where no other place is named."""
+        return (
+            self.model_copy(update={"file": str(folder / "embeddings.parquet")})
+            if self.file is None
+            else self
+        )
+
     def survey(self, case: Case) -> Survey:
         """Make the vectors, and what is to be said of them.
 
@@ -102,7 +110,9 @@ class Embeddings(Explainer):
             ]
         if self.file is not None:
             write(Path(self.file), case.numbers, labels, vectors)
-            notes.append(f"{len(case):,} vectors of {vectors.shape[1]} numbers are in '{self.file}'")
+            notes.append(
+                f"{len(case):,} vectors of {vectors.shape[1]} numbers are in '{Path(self.file).name}'"
+            )
         return Survey(self.type, case.target, len(case), tables, quality, notes)
 
     def _labels(self, case: Case) -> list[Any] | None:

@@ -21,7 +21,7 @@ from luban.data.contracts import Array, Encoded, Flat
 from luban.errors import DataError, InputError
 from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case, require_rows
-from luban.explaining._rows import Found, batch_of, mixed, shown, step_of, with_truth
+from luban.explaining._rows import batch_of, mixed, shown, step_of, with_truth
 from luban.registry import register
 
 __all__ = ["Influence"]
@@ -152,11 +152,10 @@ class Influence(Explainer):
 
     def _tell(self, case: Case, best: _Best, looked: int, seen: int, models: int) -> list[Explanation]:
         scores = [float(one) for one in case.scores_of(case.frame)]
-        result: list[Explanation] = []
-        nothing: list[dict[str, Part]] = [{}] * len(case)
+        nothing: list[dict[str, Part]] = [{} for _ in range(len(case))]
         columns = [*case.predictor.pipeline.given, case.target]
-        for i, plain in enumerate(case.explanations(self.type, scores, nothing)):
-            found = Found(**{name: getattr(plain, name) for name in Explanation.__dataclass_fields__})
+        result = case.explanations(self.type, scores, nothing)
+        for i, found in enumerate(result):
             for name, entries in (("for", best.highest(i)), ("against", best.lowest(i))):
                 found.tables[name] = [
                     {
@@ -176,7 +175,6 @@ class Influence(Explainer):
             found.notes.append(
                 f"{drawn} training rows were looked at, at {models} set{'s' if models > 1 else ''} of weights; rows are counted from 0 among those of training"
             )
-            result.append(found)
         return result
 
 

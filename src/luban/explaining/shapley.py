@@ -12,7 +12,7 @@ from pydantic import Field as Option
 from torch import from_numpy
 
 from luban.data.contracts import Encoded
-from luban.explaining._base import Explainer, Explanation, Part, Survey
+from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case, require_rows
 from luban.explaining._rows import Index, background, joined, outputs_of, shown
 from luban.registry import register
@@ -91,33 +91,6 @@ class Shapley(Explainer):
                 explanation.quality["standard_error"] = float(one.error.max())
             explanation.notes.append(f"{said}; {how}")
         return result
-
-    def survey(self, case: Case) -> Survey:
-        """Return how much each column matters over all rows: the mean of its values' sizes."""
-        explained = self.explain(case)
-        values = {
-            column: np.asarray([one.parts[column].total for one in explained]) for column in case.inputs
-        }
-        whole = sum(float(np.abs(own).mean()) for own in values.values())
-        table: list[dict[str, Any]] = [
-            {
-                "column": column,
-                "importance": float(np.abs(own).mean()),
-                "share": float(np.abs(own).mean()) / whole if whole else 0.0,
-                "mean": float(own.mean()),
-            }
-            for column, own in values.items()
-        ]
-        table.sort(key=lambda line: -line["importance"])
-        worst = max(one.quality["completeness_error"] for one in explained)
-        return Survey(
-            self.type,
-            case.target,
-            len(case),
-            {"importance": table},
-            {"completeness_error": worst},
-            list(explained[0].notes),
-        )
 
     @property
     def _pairs(self) -> int:

@@ -14,7 +14,7 @@ import polars as pl
 from luban.data.contracts import Array, Processor
 from luban.data.processors.image import _open
 from luban.predict import Predictor
-from luban.reporting._rows import Absent
+from luban.reporting._absent import Absent
 
 __all__ = ["Explain", "choose", "examples", "picture", "speech"]
 

@@ -12,7 +12,7 @@ from luban.explaining._case import Case
 from luban.predict import Predictor
 from luban.recipe import Section
 from luban.registry import names
-from luban.reporting._rows import Absent
+from luban.reporting._absent import Absent
 
 __all__ = ["explain"]
 

@@ -31,9 +31,10 @@ import polars as pl
 
 from luban.data.contracts import Array, Flat, Processor
 from luban.data.pipeline import Pipeline
+from luban.data.sampling import Sample
 from luban.evaluation.metrics import Task, compare_paired, measure
 from luban.evaluation.run import threshold_of
-from luban.reporting._rows import Absent, Sample
+from luban.reporting._absent import Absent
 
 __all__ = ["baselines_of", "xz"]
 
@@ -97,7 +98,7 @@ def baselines_of(
     return {
         "rows": len(test),
         "train_rows": len(train.rows),
-        "of": train.of,
+        "of": train.total,
         "metrics": {key: asdict(one) for key, one in measured.metrics.items()},
         "each": found,
         "refused": refused,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, cast
@@ -17,15 +17,17 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.contracts import Array
 from luban.data.pipeline import Pipeline
+from luban.data.sampling import Reservoir, Sample
 from luban.errors import DataError
 from luban.evaluation.metrics import Task
 from luban.evaluation.run import evaluate, threshold_of
+from luban.origin import Origin, Unknown
 from luban.predict import Predictor
 from luban.registry import lookup, names
 from luban.reporting import _examples
+from luban.reporting._absent import Absent
 from luban.reporting._columns import summary
 from luban.reporting._explaining import explain
-from luban.reporting._rows import Absent, OwnRows, Reservoir, Sample, sample
 from luban.reporting.baselines import baselines_of, xz
 
 __all__ = ["LIMIT", "Options", "gather"]
@@ -84,10 +86,10 @@ def gather(
         Plain data; a part that is missing is ``{"absent": why, "values": {...}}``.
     """
     options, console = options or Options(), console or Console()
-    own = OwnRows.find(artefact)
+    own = Origin.find(artefact.recipe, artefact.lineage, predictor.pipeline)
     pipeline = predictor.pipeline
     if chunks is not None:
-        reservoir = Reservoir(options.limit, _SEED, lambda n: console.stage("measuring", n))
+        reservoir = Reservoir(options.limit, lambda n: console.stage("measuring", n))
         waiting = iter(chunks)
         first = next(waiting, None)
         if first is None:
@@ -103,20 +105,20 @@ def gather(
             {"on": recorded.get("measured_on"), "name": "", **recorded} if recorded.get("metrics") else {}
         )
         measured.pop("history", None)
-        if isinstance(own, Absent):
-            rows = own
+        if isinstance(own, Unknown):
+            rows = Absent.of(own)
         elif not measured:
             rows = Absent("nothing_measured")
         else:
-            rows = sample(
-                own.split(measured["on"]), options.limit, _SEED, lambda n: console.stage("reading rows", n)
+            rows = Sample.draw(
+                own.split(measured["on"]), options.limit, lambda n: console.stage("reading rows", n)
             )
     train: Sample | Absent
-    if isinstance(own, Absent):
-        train = own
+    if isinstance(own, Unknown):
+        train = Absent.of(own)
     else:
-        train = sample(
-            own.split("train"), 4 * options.limit, _SEED, lambda n: console.stage("reading training rows", n)
+        train = Sample.draw(
+            own.split("train"), 4 * options.limit, lambda n: console.stage("reading training rows", n)
         )
     console.end_stage()
     return {
@@ -199,7 +201,7 @@ def _log(artefact: Artefact) -> list[list[float]]:
 def _columns(
     predictor: Predictor, train: Sample | Absent, rows: Sample | Absent, options: Options
 ) -> dict[str, Any]:
-    some, of = (train, "train") if isinstance(train, Sample) and train.of else (rows, "measured")
+    some, of = (train, "train") if isinstance(train, Sample) and train.total else (rows, "measured")
     if isinstance(some, Absent):
         return some.to_json()
     pipeline = predictor.pipeline
@@ -210,7 +212,7 @@ def _columns(
         for name, processor in processors.items()
         if name in some.rows.columns
     ]
-    return {"of": of, "rows": len(some.rows), "all": some.of, "columns": found}
+    return {"of": of, "rows": len(some.rows), "all": some.total, "columns": found}
 
 
 # --- what needs rows --------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ def _looked_at(
         return empty | _without(pipeline, written, reason)
     console.say(f"predicting {len(given):,} rows")
     scores = _scores(predictor, cleaned)
-    learnt = Sample(_trained(predictor, train.rows), train.of) if isinstance(train, Sample) else train
+    learnt = replace(train, rows=_trained(predictor, train.rows)) if isinstance(train, Sample) else train
     background = learnt.rows.head(_BACKGROUND) if isinstance(learnt, Sample) and len(learnt.rows) else None
 
     def why(predictor: Predictor, part: pl.DataFrame, target: str) -> list[dict[str, Any] | None] | Absent:

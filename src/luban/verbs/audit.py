@@ -14,12 +14,13 @@ import polars as pl
 from luban import files
 from luban._version import __version__
 from luban.artefact import Artefact, write_json
-from luban.auditing._base import Audit, Case, Sample, of_split
+from luban.auditing._base import Audit, Case
 from luban.auditing._run import Store, choose, figures_of, run
 from luban.console import Console
-from luban.data.prepare import SPLITS
-from luban.errors import ArtefactError, DataError, InputError, LubanError, did_you_mean
+from luban.data.sampling import Sample
+from luban.errors import DataError, InputError, LubanError, did_you_mean
 from luban.gates import SEVERITIES, Gate, judge
+from luban.origin import of_split, require_split
 from luban.predict import Predictor, of_artefact
 from luban.verbs.rows import chunks_of, is_literal, open_data
 
@@ -86,7 +87,7 @@ def audit(
         raise InputError(f"'{output}' is a folder; name a file with -o")
     loaded = Artefact.load(artefact)
     predictor = of_artefact(loaded, device=device)
-    case = Case(predictor, Sample(pl.DataFrame(), pl.Series([], dtype=pl.Int64).to_numpy(), 0))
+    case = Case(predictor, Sample.of(pl.DataFrame()))
     case.recipe, case.lineage, case.limit, case.report = loaded.recipe, loaded.lineage, limit, console.stage
     recipe = case.resolved
     chosen, asked = choose(only, recipe.audits if recipe is not None else (), options)
@@ -144,12 +145,7 @@ def audit(
 def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) -> str | None:
     """Return the split whose rows are looked at: what was asked for, or of the training file itself what was held out."""
     if split is not None:
-        if split not in SPLITS:
-            raise DataError(f"received split '{split}', but splits are {', '.join(SPLITS)}")
-        if "split" not in loaded.lineage:
-            raise ArtefactError(
-                f"'{loaded.path}' does not say how its rows were split, so its {split} rows are not known; leave --split out"
-            )
+        require_split(loaded.lineage, split, loaded.path)
         return split
     if _fingerprint(data) is None or _fingerprint(data) != loaded.lineage.get("data", {}).get("train"):
         return None
@@ -168,7 +164,7 @@ def _drawn(
 ) -> Sample:
     chunks: Iterator[pl.DataFrame] = chunks_of(data, list(predictor.pipeline.inputs))
     if split is not None:
-        chunks = of_split(predictor, loaded.lineage, chunks, split)
+        chunks = of_split(predictor.pipeline, loaded.lineage, chunks, split)
     sample = Sample.draw(chunks, limit, lambda rows: console.stage("reading", rows))
     console.end_stage()
     if not len(sample.rows):

@@ -9,10 +9,11 @@ from typing import Any, cast
 import numpy as np
 
 from luban import registry
-from luban.auditing._base import SEED, AuditResult, Case, Sample
+from luban.auditing._base import SEED, AuditResult, Case
 from luban.auditing._run import choose, figures_of, run
 from luban.console import Console
 from luban.data.prepare import Prepared
+from luban.data.sampling import Sample
 from luban.decisions._base import Decision
 from luban.errors import RecipeError, did_you_mean
 from luban.evaluation.metrics import Task, names

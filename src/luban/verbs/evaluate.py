@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from luban.artefact import Artefact
 from luban.console import Console
-from luban.data.pipeline import is_fitted_step
-from luban.data.prepare import SPLITS, split_rows
-from luban.errors import ArtefactError, DataError, LubanError
+from luban.errors import DataError, LubanError
 from luban.evaluation.run import evaluate as score
+from luban.origin import of_split, require_split
 from luban.predict import of_artefact
 from luban.verbs.rows import chunks_of, is_literal, open_data
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "trained_on"]
 
 
 def evaluate(
@@ -58,10 +55,9 @@ def evaluate(
     chunks = chunks_of(data, list(predictor.pipeline.inputs))
     warnings: list[str] = []
     if split is not None:
-        if split not in SPLITS:
-            raise DataError(f"received split '{split}', but splits are {', '.join(SPLITS)}")
-        chunks = _of_split(loaded, chunks, split)
-    elif _trained_on(loaded, data):
+        require_split(loaded.lineage, split, loaded.path)
+        chunks = of_split(predictor.pipeline, loaded.lineage, chunks, split)
+    elif trained_on(loaded, data):
         share = loaded.lineage["rows"]["train"] / max(1, sum(loaded.lineage["rows"].values()))
         warnings.append(
             f"the artefact was trained on {share:.0%} of this very file, so these figures flatter it; add --split test"
@@ -80,22 +76,8 @@ def evaluate(
     return {"artefact": str(artefact), **result.to_json(), "split": split, "warnings": warnings}
 
 
-def _of_split(artefact: Artefact, chunks: Iterator[pl.DataFrame], split: str) -> Iterator[pl.DataFrame]:
-    if "split" not in artefact.lineage:
-        raise ArtefactError(
-            f"'{artefact.path}' does not say how its rows were split, so its {split} rows are not known; leave --split out"
-        )
-    for chunk in chunks:
-        # Rows were keyed after the steps that need no fitting; the same steps give the same keys.
-        steps = [step for step in artefact.pipeline.cleaners if not is_fitted_step(step)]
-        cleaned = artefact.pipeline.clean(chunk, predicting=True, steps=steps)
-        codes = split_rows(artefact.lineage["split"], cleaned, artefact.pipeline)
-        part = chunk.filter(pl.Series(codes == SPLITS[split]))
-        if len(part):
-            yield part
-
-
-def _trained_on(artefact: Artefact, data: str) -> bool:
+def trained_on(artefact: Artefact, data: str) -> bool:
+    """Whether rows are the very data that an artefact was trained on, by their hash."""
     if data == "-" or is_literal(data):
         return False
     try:

@@ -15,17 +15,18 @@ import polars as pl
 
 from luban import files
 from luban.artefact import Artefact, write_json
-from luban.auditing._base import Sample, of_split
 from luban.console import Console
-from luban.data.contracts import Flat, Source
+from luban.data.contracts import Flat
+from luban.data.sampling import Sample
 from luban.errors import DataError, InputError, LubanError, did_you_mean
 from luban.explaining import _render
 from luban.explaining._base import Explainer, Explanation, Survey
 from luban.explaining._case import Case, require_rows
 from luban.explaining._quality import measure
 from luban.explaining._written import explain_written, writes, written_case
-from luban.predict import Predictor, of_artefact
-from luban.recipe import load, options_from, read_yaml
+from luban.origin import Origin, Unknown
+from luban.predict import Predictor, frame_of, of_artefact
+from luban.recipe import options_from
 from luban.registry import lookup, names
 from luban.verbs.rows import chunks_of
 
@@ -112,7 +113,7 @@ def explain(
         target_text,
         max_tokens,
         training,
-        _background(training),
+        _background(training) if training is not None else _sampled(loaded, predictor),
         console,
     )
     explainer = run.choose(method, list(options), first)
@@ -126,10 +127,12 @@ def explain(
     console.say(f"{explainer.type} ({explainer.paper}): {explainer.limits}")
     everything = chain([first], chunks)
     if explainer.scope == "set":
-        result |= run.survey(explainer, everything, SET if limit is None else limit)
-        if output is not None:
-            _write_survey(Path(output), result, force)
-        return result
+        rows = SET if limit is None else limit
+        if output is None:
+            return result | run.survey(explainer, everything, rows)
+        return _write_survey(
+            Path(output), result, explainer, lambda own: run.survey(own, everything, rows), force
+        )
     found = run.rows(explainer, everything, ROWS if limit is None else limit)
     if output is None:
         explanations = [one.to_json() for one in found]
@@ -200,6 +203,7 @@ class _Run:
         self.unreadable: dict[int, str] = {}
         self.notes: list[str] = []
         self._qualities: dict[str, list[float]] = {}
+        self._totals: dict[str, list[float]] = {}
         self._shown_target = target or next(iter(scored), "")
 
     def case(self, rows: pl.DataFrame, first: int) -> Case:
@@ -317,16 +321,34 @@ class _Run:
             if np.isfinite(value):
                 self._qualities.setdefault(key, []).append(value)
         self._shown_target = one.target
+        for column, part in one.parts.items():
+            self._totals.setdefault(column, []).append(part.total)
 
     def summary(self) -> dict[str, Any]:
         """Return what is said of all rows together."""
         return {
             "target": self._shown_target,
             "rows": self.count,
+            **({"tables": {"columns": self._columns()}} if self.count > 1 and len(self._totals) > 1 else {}),
             "quality": {key: float(np.mean(values)) for key, values in self._qualities.items()},
             "unreadable": {str(row): why for row, why in self.unreadable.items()},
             "notes": self.notes,
         }
+
+    def _columns(self) -> list[dict[str, Any]]:
+        """Return how much each column mattered over all rows, most first: the mean of what it contributed, without its sign."""
+        sizes = {column: float(np.abs(each).sum()) / self.count for column, each in self._totals.items()}
+        whole = sum(sizes.values())
+        lines = [
+            {
+                "column": column,
+                "importance": size,
+                "share": size / whole if whole else 0.0,
+                "mean": float(np.sum(self._totals[column])) / self.count,
+            }
+            for column, size in sizes.items()
+        ]
+        return sorted(lines, key=lambda line: -cast(float, line["importance"]))
 
     # --- the set ---------------------------------------------------------------------------------------------
 
@@ -384,20 +406,12 @@ def _fits(name: str, case: Case) -> bool:
 
 def training_of(artefact: Artefact, predictor: Predictor) -> Callable[[], Iterator[pl.DataFrame]] | None:
     """Return what yields the training rows of an artefact, cleaned; None where they are not to be had."""
-    try:
-        data = read_yaml(artefact.recipe, "recipe.yaml").data if artefact.recipe else None
-        if not data or "split" not in artefact.lineage:
-            return None
-        # Nothing of a stranger's is imported unasked.
-        recipe = load({key: value for key, value in data.items() if key != "imports"})
-        source = cast(Source, recipe.data.train)
-        if source.fingerprint() != artefact.lineage.get("data", {}).get("train"):
-            return None
-    except (LubanError, OSError, AttributeError):
+    found = Origin.find(artefact.recipe, artefact.lineage, predictor.pipeline)
+    if isinstance(found, Unknown):
         return None
 
     def chunks() -> Iterator[pl.DataFrame]:
-        for chunk in of_split(predictor, artefact.lineage, source.scan(), "train"):
+        for chunk in found.split("train"):
             cleaned = predictor.clean(chunk)
             yield cleaned.filter(pl.Series(predictor.pipeline.readable(cleaned, targets=False)))
 
@@ -415,6 +429,18 @@ def _background(training: Callable[[], Iterator[pl.DataFrame]] | None) -> pl.Dat
     if first is None:
         return None
     return first if len(first) <= BACKGROUND else first.sample(BACKGROUND, seed=0)
+
+
+def _sampled(artefact: Artefact, predictor: Predictor) -> pl.DataFrame | None:
+    """Return the artefact's frozen rows, which stand for the data where the training rows are not to be had."""
+    rows = [{**dict.fromkeys(predictor.pipeline.given), **one["row"]} for one in artefact.sample]
+    if len(rows) < 2 or predictor.speaker is not None:
+        return None
+    try:
+        cleaned = predictor.clean(frame_of(rows))
+        return cleaned.filter(pl.Series(predictor.pipeline.readable(cleaned, targets=False)))
+    except (LubanError, pl.exceptions.PolarsError):  # a stranger's sample may hold anything
+        return None
 
 
 # --- what is written --------------------------------------------------------------------------------------
@@ -453,9 +479,18 @@ def _write_rows(
         write_json(folder / "summary.json", {**about, **summary})
 
 
-def _write_survey(target: Path, result: dict[str, Any], force: bool) -> None:
+def _write_survey(
+    target: Path,
+    about: dict[str, Any],
+    explainer: Explainer,
+    survey: Callable[[Explainer], dict[str, Any]],
+    force: bool,
+) -> dict[str, Any]:
+    """Make a survey, whose own files lie beside the page, and write the page."""
     with files.new_folder(target, replace=force) as folder:
+        result = about | survey(explainer.into(folder))
         page = _render.Page(folder, result)
         page.survey(result["survey"])
         page.close({key: result[key] for key in ("target", "rows", "quality", "unreadable", "notes")})
         write_json(folder / "summary.json", result)
+    return result

@@ -12,8 +12,8 @@ import polars as pl
 from luban import files
 from luban.artefact import Artefact, is_artefact
 from luban.console import Console
-from luban.data.prepare import SPLITS
-from luban.errors import ArtefactError, DataError, InputError
+from luban.errors import ArtefactError, InputError
+from luban.origin import of_split, require_split
 from luban.predict import of_artefact
 from luban.recipe import read_yaml
 from luban.reporting._blocks import Page
@@ -23,7 +23,7 @@ from luban.reporting._markdown import markdown
 from luban.reporting._sections import page, verdict
 from luban.reporting._words import Words
 from luban.reporting.gather import LIMIT, Options, gather
-from luban.verbs.evaluate import _of_split, _trained_on
+from luban.verbs.evaluate import trained_on
 from luban.verbs.rows import chunks_of
 
 __all__ = ["FORMATS", "format_of", "report", "require_page", "write"]
@@ -91,10 +91,9 @@ def report(
     if data is not None:
         chunks = chunks_of(data, list(predictor.pipeline.inputs))
         if split is not None:
-            if split not in SPLITS:
-                raise DataError(f"received split '{split}', but splits are {', '.join(SPLITS)}")
-            chunks = _of_split(loaded, chunks, split)
-        elif _trained_on(loaded, data):
+            require_split(loaded.lineage, split, loaded.path)
+            chunks = of_split(predictor.pipeline, loaded.lineage, chunks, split)
+        elif trained_on(loaded, data):
             warnings.append(
                 "the artefact was trained on rows of this very file, so its figures are flattered; add --split test"
             )

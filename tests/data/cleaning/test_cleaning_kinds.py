@@ -55,13 +55,13 @@ def kinds() -> pl.DataFrame:
     )
 
 
-ODD = ["time", "duration", "list", "array", "struct", "nested", "binary"]
+ODD = ["time", "list", "array", "struct", "nested", "binary"]
 FILLED = [name for name in kinds().columns if name not in (*ODD, "nothing")]
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> pl.DataFrame:
-    """The table as a Parquet file gives it back."""
+    """The table as a Parquet file gives it back: spans of time are seconds."""
     kinds().write_parquet(tmp_path / "kinds.parquet")
     return pl.concat(list(Parquet(path=str(tmp_path / "kinds.parquet")).scan()))
 
@@ -164,6 +164,7 @@ def test_words_for_missing_in_categories() -> None:
 @pytest.mark.parametrize("method", ["iqr", "zscore"])
 @pytest.mark.parametrize("action", ["clip", "drop"])
 def test_outliers_leave_other_kinds_alone(rows: pl.DataFrame, method: str, action: str) -> None:
+    rows = rows.drop("duration")  # a number once it is read
     many = pl.concat(
         [rows, pl.DataFrame({"amount": [Decimal(i) for i in range(N - 1)] + [Decimal(9999)]})],
         how="horizontal",
@@ -225,7 +226,7 @@ def test_rules_on_other_kinds(rows: pl.DataFrame, name: str, rule: Any, kept: in
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [("day", "0.."), ("flag", "0..1"), ("list", ["a"]), ("binary", {"min_length": 1}), ("duration", {"matches": "x"}), ("struct", {"max_length": 3})],
+    [("day", "0.."), ("flag", "0..1"), ("list", ["a"]), ("binary", {"min_length": 1}), ("struct", {"max_length": 3})],
 )  # fmt: skip
 def test_rules_that_a_kind_cannot_keep_refuse(rows: pl.DataFrame, name: str, rule: Any) -> None:
     """Polars would count every such cell as breaking the rule, or fail."""
