@@ -101,7 +101,7 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
             notes.append(
                 f"'{target}' is decided at {processor.threshold:g} here and at 0.5 there; the probabilities are the same"  # type: ignore[attr-defined]
             )
-    notes += _cleaning(artefact)
+    notes += _beside(artefact)
     special = _special(text)
     if kind == "roberta":
         tensors = _counting_from_padding(tensors, special["pad_token_id"])
@@ -123,11 +123,16 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
     }
 
 
-def _cleaning(artefact: Artefact) -> list[str]:
-    if not artefact.pipeline.cleaners:
-        return []
-    steps = ", ".join(step.type for step in artefact.pipeline.cleaners)
-    return [f"the artefact cleans rows ({steps}), and transformers does not: clean them before"]
+def _beside(artefact: Artefact) -> list[str]:
+    """Return what the artefact does before and after its model, which no files of transformers hold."""
+    notes = []
+    if steps := ", ".join(step.type for step in artefact.pipeline.cleaners):
+        notes.append(f"the artefact cleans rows ({steps}), and transformers does not: clean them before")
+    if decided := ", ".join(one.type for one in artefact.decisions):
+        notes.append(
+            f"the artefact decides by what was fitted behind the model ({decided}), and transformers does not: its scores are the model's own"
+        )
+    return notes
 
 
 def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder: Path) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder
     )
     return {
         "architecture": architecture,
-        "notes": _cleaning(artefact),
+        "notes": _beside(artefact),
         "drift": _pair_drift(artefact, predictor, writer, folder, column, architecture),
     }
 
