@@ -30,11 +30,21 @@ class Sample:
     places: Array
     total: int
 
+    def take(self, count: int, seed: int = 1) -> Self:
+        """Draw fewer of these rows; all of them where there are no more.
+
+        The first ones would not do: rows lie in the order of the stream, and a file is often sorted by class.
+        """
+        if len(self.rows) <= count:
+            return self
+        mine = np.sort(np.random.default_rng(seed).choice(len(self.rows), count, replace=False))
+        return type(self)(self.rows[mine.tolist()], self.places[mine], self.total)
+
     @classmethod
     def draw(
         cls,
         chunks: Iterable[pl.DataFrame],
-        limit: int,
+        limit: int | None,
         progress: Callable[[int], None] = lambda rows: None,
         seed: int = 0,
     ) -> Self:
@@ -65,7 +75,7 @@ class Reservoir:
     numbers depend on a row's place alone. No more than twice the limit is held.
 
     Args:
-        limit: rows at most.
+        limit: rows at most; None for all of them, which are then held.
         progress: is told how many rows went by.
         seed: of the numbers.
 
@@ -77,7 +87,7 @@ class Reservoir:
     """
 
     def __init__(
-        self, limit: int, progress: Callable[[int], None] = lambda rows: None, seed: int = 0
+        self, limit: int | None, progress: Callable[[int], None] = lambda rows: None, seed: int = 0
     ) -> None:
         self.limit, self.seen, self._progress = limit, 0, progress
         self._generator = np.random.default_rng(seed)
@@ -92,7 +102,8 @@ class Reservoir:
             )
             self.seen += len(chunk)
             kept = part if self._kept is None else pl.concat([self._kept, part], how="diagonal_relaxed")
-            self._kept = kept if len(kept) <= 2 * self.limit else kept.bottom_k(self.limit, by=_LOT)
+            full = self.limit is not None and len(kept) > 2 * self.limit
+            self._kept = self._smallest(kept) if full else kept
             self._progress(self.seen)
             yield chunk
 
@@ -100,5 +111,8 @@ class Reservoir:
         """Return what was drawn so far."""
         if self._kept is None:
             return Sample(pl.DataFrame(), np.zeros(0, np.int64), 0)
-        kept = self._kept.bottom_k(self.limit, by=_LOT).sort(_PLACE)
+        kept = self._smallest(self._kept).sort(_PLACE)
         return Sample(kept.drop(_LOT, _PLACE), kept[_PLACE].to_numpy(), self.seen)
+
+    def _smallest(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows if self.limit is None else rows.bottom_k(self.limit, by=_LOT)

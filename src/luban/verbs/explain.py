@@ -354,7 +354,7 @@ class _Run:
 
     def survey(self, explainer: Explainer, chunks: Iterator[pl.DataFrame], limit: int) -> dict[str, Any]:
         """Return what an explainer finds about a sample of the rows."""
-        sample = Sample.draw(chunks, limit or 2**62, lambda rows: self.console.stage("reading", rows))
+        sample = Sample.draw(chunks, limit or None, lambda rows: self.console.stage("reading", rows))
         self.console.end_stage()
         self.console.say(f"looking at {sample}")
         case = self.case(sample.rows, 0)
