@@ -15,7 +15,7 @@ OVERFLOW = """() => {
   const wide = document.documentElement.clientWidth, found = [];
   if (document.documentElement.scrollWidth > wide) found.push('page ' + document.documentElement.scrollWidth);
   for (const one of document.querySelectorAll('body *')) {
-    if (one.closest('.scroll, pre, svg, details:not([open]), .shares .name')) continue;
+    if (one.closest('.scroll, .ex-scroll, pre, svg, details:not([open]), .shares .name')) continue;
     const box = one.getBoundingClientRect();
     if (box.right > wide + 1 || box.left < -1) found.push(one.tagName + '.' + one.className + ' ' + box.right);
     if (one.scrollWidth > one.clientWidth + 1 && one.clientWidth && getComputedStyle(one).display !== 'inline')
@@ -27,7 +27,7 @@ OVERFLOW = """() => {
   }
   return found;
 }"""
-COLOURS = "() => ['body', 'h1', 'svg.chart text'].map(s => { const c = getComputedStyle(document.querySelector(s)); return s === 'body' ? c.backgroundColor : s === 'h1' ? c.color : c.fill; })"
+COLOURS = "() => ['body', 'h1', 'svg.chart text'].flatMap(s => { const one = document.querySelector(s); if (!one) return []; const c = getComputedStyle(one); return [s === 'body' ? c.backgroundColor : s === 'h1' ? c.color : c.fill]; })"
 
 
 def lightness(colour: str) -> float:
@@ -72,6 +72,39 @@ def test_a_report_fits_and_is_quiet(kind: str, artefact_of: Any, chromium: Any, 
             # What is written stands out from its ground, in pictures as well.
             assert abs(back - lightness(ink)) > 0.6
             assert abs(back - lightness(labels)) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "method"),
+    [
+        ("table", "table", "shapley"),
+        ("table", "table", "surrogate"),
+        ("table", "table", "counterfactual"),
+        ("texts", "reviews", "integrated_gradients"),
+        ("pictures", "pictures", "grad_cam"),
+        ("several", "several", "occlusion"),
+        ("causal", "causal", "gradient_x_input"),
+    ],
+)
+def test_explanations_fit_and_are_quiet(
+    kind: str, rows: str, method: str, artefact_of: Any, chromium: Any, tmp_path: Path
+) -> None:
+    folder = artefact_of(kind)
+    luban.explain(
+        folder,
+        str(folder.parent / f"{rows}.jsonl"),
+        method=method,
+        limit=300 if method == "surrogate" else 3,
+        target_text="好的" if kind == "causal" else None,
+        output=tmp_path / "why",
+    )
+    for width in (1280, 390):
+        for scheme in ("light", "dark"):
+            wrong, over, (paper, ink) = look(chromium, tmp_path / "why" / "index.html", width, scheme)
+            assert not wrong, (width, scheme)
+            assert not over, (width, scheme)
+            assert (lightness(paper) > 0.9) == (scheme == "light")
+            assert abs(lightness(paper) - lightness(ink)) > 0.6
 
 
 def test_two_side_by_side_fit(artefact_of: Any, chromium: Any, tmp_path: Path) -> None:
