@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
+from jinja2.compiler import CodeGenerator, Frame, operators
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import LoopContext, Macro
@@ -28,6 +28,7 @@ __all__ = ["Bounded", "budget"]
 _STEP = 64  # what a turn of a loop, a call, an element or a new string costs beside its characters
 _MACRO = 512  # what a call of a macro costs, which takes as long as some turns
 _LARGEST_POWER, _LARGEST_PRODUCT, _LONGEST_RANGE = 64, 2**20, 1000
+_WIDEST = 256  # bits of a number, which could be doubled without end
 _MOST_ESCAPED = 12  # characters that one may become: \ud83d\ude00
 _COUNTED = "luban_counted"
 
@@ -148,7 +149,7 @@ def _formatting(form: str, arguments: Any) -> int:
 _PLAIN = frozenset(
     {
         "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items", "last", "length",
-        "list", "lower", "map", "max", "min", "random", "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "sum",
+        "list", "lower", "map", "max", "min", "random", "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort",
         "title", "trim", "unique", "upper", "wordcount",
     }
 )  # fmt: skip
@@ -181,6 +182,18 @@ def _paid(name: str, function: Any) -> Any:
             price = weight * (_MOST_ESCAPED + sum(sizes))
         _pay(price)
         return function(*before, value, *rest, **named)
+
+    return paying
+
+
+def _weighing(test: Any) -> Any:
+    """Return a test that pays for what it looks at."""
+
+    @wraps(test)
+    def paying(*arguments: Any, **named: Any) -> Any:
+        for one in (*arguments, *named.values()):
+            Bounded.weighed(one)
+        return test(*arguments, **named)
 
     return paying
 
@@ -225,6 +238,19 @@ class _Generator(CodeGenerator):
                 self.visit(edge, frame)
         self.write(")")
 
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:  # noqa: N802
+        self.write("(")
+        self._weighed(node.expr, frame)
+        for one in node.ops:
+            self.write(f" {operators[one.op]} ")
+            self._weighed(one.expr, frame)
+        self.write(")")
+
+    def _weighed(self, node: nodes.Expr, frame: Frame) -> None:
+        self.write("environment.weighed(")
+        self.visit(node, frame)
+        self.write(")")
+
 
 class _Marked(Extension):
     """``{% generation %}`` marks what a model writes; here that is found without marks, and their inside is kept."""
@@ -241,7 +267,7 @@ class Bounded(ImmutableSandboxedEnvironment):
     """The environment that `transformers` renders in (`utils/chat_template_utils.py`), with a price for all that is made."""
 
     code_generator_class = _Generator
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    intercepted_binops = frozenset(["+", "-", "*", "**", "%"])
     concat = staticmethod(_concat)
     joined = staticmethod(_joined)
 
@@ -255,6 +281,7 @@ class Bounded(ImmutableSandboxedEnvironment):
         )
         self.filters = {name: _paid(name, one) for name, one in {**self.filters, "tojson": _tojson}.items()}
         self.filters[_COUNTED] = _counted
+        self.tests = {name: _weighing(one) for name, one in self.tests.items()}
         del self.globals["lipsum"]  # which writes as much as it is told to
         self.globals |= {"range": _range, "dict": _dict, "namespace": Namespace, "raise_exception": _raise}
 
@@ -267,6 +294,8 @@ class Bounded(ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if any(isinstance(one, int) and one.bit_length() > _WIDEST for one in (left, right)):
+            raise SecurityError(f"a template may not compute with numbers of more than {_WIDEST} bits")
         if operator == "+":
             if type(left) is str and type(right) is str:  # most of what templates do
                 _pay(_STEP + len(left) + len(right))
@@ -276,12 +305,21 @@ class Bounded(ImmutableSandboxedEnvironment):
         elif operator == "%":
             if isinstance(left, str):
                 _pay(_formatting(left, right))
-        else:
+        elif operator != "-":
             sizes = [len(one) if isinstance(one, str | list | tuple) else abs(one) for one in (left, right)]
             if (operator == "**" and max(sizes) > _LARGEST_POWER) or sizes[0] * sizes[1] > _LARGEST_PRODUCT:
                 raise SecurityError(f"a template may not compute so large a {operator}")
             _pay(int(sizes[0] * sizes[1]))
         return super().call_binop(context, operator, left, right)
+
+    @staticmethod
+    def weighed(value: Any) -> Any:
+        """Return a value that is compared, paid for: a search reads all of a text."""
+        if isinstance(value, str):
+            _pay(1 + len(value))
+        elif isinstance(value, list | tuple | dict):
+            _pay(_weight(value))
+        return value
 
     def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         """Return a part of a value, paid for."""

@@ -59,6 +59,7 @@ BUILT_IN = {
 }
 """Name → source."""
 
+_LONGEST = 2**18  # characters of a template; those of today have some ten thousand
 _FIXED, _EACH = 2**24, 1024
 """Characters that a template may make in all: some, and so many for each character of the conversation."""
 
@@ -124,10 +125,17 @@ def render(
 def _compiled(source: str) -> jinja2.Template:
     import jinja2
 
+    if len(source) > _LONGEST:
+        raise DataError(
+            f"the chat template has {len(source):,} characters, and at most {_LONGEST:,} are read"
+        )
     try:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise DataError(f"the chat template is no Jinja (line {error.lineno}: {error.message})") from None
+    except (SyntaxError, RecursionError, MemoryError) as error:  # of the Python that Jinja makes of it
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise DataError(f"the chat template is nested too deeply to be compiled ({reason})") from None
 
 
 @cache

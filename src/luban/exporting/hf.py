@@ -113,8 +113,8 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
     _write_tokenizer(text, model, folder, speaks=speaks)
     if encoder.core.shape.causal and speaks:
         ids = {key: value for key, value in special.items() if value is not None}
-        if len(ends := _ends(text)) > 1:
-            ids["eos_token_id"] = ends
+        if ends := _ends(text):
+            ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         write_json(folder / "generation_config.json", ids)
     return {
         "architecture": architecture,

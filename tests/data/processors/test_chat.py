@@ -291,6 +291,12 @@ HUGE = {
     "loops in loops": "{% for a in range(1000) %}{% for b in range(1000) %}{% for c in range(1000) %}{% endfor %}{% endfor %}{% endfor %}",
     "a loop that calls itself": "{% for a in [1] recursive %}{{ loop([1, 2]) }}{% endfor %}",
     "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "numbers": "{% set ns = namespace(n=3) %}{% for i in range(500) %}{% set ns.n = ns.n + ns.n %}{% endfor %}",
+    "numbers by minus": "{% set ns = namespace(n=3) %}{% for i in range(500) %}{% set ns.n = ns.n - (0 - ns.n) %}{% endfor %}",
+    "searches": "{% set s = 'a' * 1000000 %}{% for a in range(1000) %}{% if ('a' * 500 + 'b') in s %}{% endif %}{% endfor %}",
+    "comparisons": "{% set s = 'a' * 1000000 %}{% set u = 'a' * 1000000 %}{% for a in range(1000) %}{% if s == u %}{% endif %}{% endfor %}",
+    "tests": "{% set s = 'a' * 1000000 %}{% set u = 'a' * 1000000 %}{% for a in range(1000) %}{% if s is eq(u) %}{% endif %}{% endfor %}",
+    "a sum of lists": "{{ ([[1]] * 40000) | sum(start=[]) | length }}",
     "sums of products": "{% for a in range(1000) %}{% for b in range(1000) %}{% set c = 'a' * 1000000 %}{% endfor %}{% endfor %}",
 }  # fmt: skip
 
@@ -309,6 +315,19 @@ def test_a_strangers_template_can_neither_fill_the_memory_nor_loop_for_ever(atta
     assert time.monotonic() - started < 20
     assert len(str(error.value)) < 120
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in [1] %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "a" * 300_000,
+    ],
+)
+def test_a_template_that_cannot_be_compiled_is_one_sentence(source: str) -> None:
+    with pytest.raises(DataError, match=r"the chat template (is nested too deeply|has 300,000 characters)"):
+        render(source, talk("1"))
 
 
 def test_a_long_conversation_may_be_written_in_any_way() -> None:
