@@ -52,3 +52,8 @@ def test_a_recipe_refuses_a_gate_that_says_nothing(gate: str, words: str) -> Non
     assert load({**recipe, "gates": ["b.mae <= 3", "no high"]}).gates == ["b.mae <= 3", "no high"]
     with pytest.raises(RecipeError, match=words):
         load({**recipe, "gates": [gate]})
+
+
+def test_findings_of_no_audit_are_not_none() -> None:
+    (verdict,) = judge([Gate.parse("no high")], {}, None)
+    assert (verdict.passed, verdict.why) == (False, "'no high' is not met: no audit was done")

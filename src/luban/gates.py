@@ -100,22 +100,25 @@ class Verdict:
 
 
 def judge(
-    gates: Iterable[Gate], figures: Mapping[str, float | None], severities: Iterable[str]
+    gates: Iterable[Gate], figures: Mapping[str, float | None], severities: Iterable[str] | None
 ) -> list[Verdict]:
     """Say of each gate whether it is met.
 
     Args:
         gates: the conditions.
         figures: every figure that was measured, by name.
-        severities: of all findings.
+        severities: of all findings; None where no audit was done, which says nothing of what it would have found.
 
     Example:
         >>> judge([Gate.parse("a.b <= 0.1")], {"a.b": 0.2}, [])[0].why
         'a.b <= 0.1 is not met: it is 0.2'
     """
-    found = list(severities)
+    found = list(severities or ())
     verdicts: list[Verdict] = []
     for gate in gates:
+        if gate.sign == "no" and severities is None:
+            verdicts.append(Verdict(gate.text, False, None, f"'{gate.text}' is not met: no audit was done"))
+            continue
         if gate.sign == "no":
             bad = sum(found.count(one) for one in SEVERITIES[: SEVERITIES.index(gate.name) + 1])
             why = f"'{gate.text}' is met" if not bad else f"'{gate.text}' is not met: {_findings(bad)}"

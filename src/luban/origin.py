@@ -15,10 +15,11 @@ from luban.data.prepare import SPLITS, split_rows
 from luban.errors import ArtefactError, DataError, LubanError, RecipeError
 from luban.recipe import Section, read_yaml
 
-__all__ = ["Origin", "Unknown", "of_split", "require_split"]
+__all__ = ["Origin", "Unknown", "of_split", "require_split", "with_options_of"]
 
 Why = Literal["not_trained_here", "no_recipe", "data_remote", "data_gone", "data_changed"]
 
+_SQLITE = "sqlite:///"
 _SENTENCES: dict[Why, str] = {
     "not_trained_here": "the artefact does not say what it was trained on",
     "no_recipe": "the artefact's recipe does not name its data",
@@ -77,6 +78,30 @@ def require_split(lineage: Mapping[str, Any], split: str, path: object) -> None:
         )
 
 
+def with_options_of(recipe: str, source: Source) -> Source | None:
+    """Return a source as the training data of a recipe were read: these files, its options. None where they do not fit.
+
+    Args:
+        recipe: text of recipe.yaml.
+        source: what the user named.
+    """
+    try:
+        options = read_yaml(recipe, "recipe.yaml").data["data"]["train"]
+        if not isinstance(options, dict) or {"connection", "table"} & {*options}:
+            return None
+        same = {**options, "path": getattr(source, "path", None)}
+        return cast(Source, Section("sources").parse(same))
+    except (LubanError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _remote(options: Any) -> bool:
+    """Whether data lie beyond this machine; a query may speak of addresses without asking them."""
+    if isinstance(options, dict) and "connection" in options:
+        return not str(options["connection"]).startswith(_SQLITE)
+    return "://" in str(options)
+
+
 def _keyed(pipeline: Pipeline, chunk: pl.DataFrame) -> pl.DataFrame:
     """Return rows as they were when they were split: after the steps that need no fitting, which gives the same keys."""
     steps = [step for step in pipeline.cleaners if not is_fitted_step(step)]
@@ -86,8 +111,8 @@ def _keyed(pipeline: Pipeline, chunk: pl.DataFrame) -> pl.DataFrame:
 class Origin:
     """The rows that an artefact was trained and measured on.
 
-    They are taken only if their hash is still the one in lineage.json. What lies beyond this machine (a URL, a database) is not
-    asked for, since an artefact may come from a stranger.
+    They are taken only if their hash is still the one in lineage.json. What lies beyond this machine (a URL, a database that is
+    no SQLite file) is not asked for, since an artefact may come from a stranger.
 
     Attributes:
         pipeline, lineage: of the artefact.
@@ -117,7 +142,7 @@ class Origin:
             return Unknown("no_recipe")
         sources: dict[str, Source] = {}
         for name, options in named.items():
-            if "://" in str(options):
+            if _remote(options):
                 return Unknown("data_remote")
             try:
                 sources[name] = cast(Source, Section("sources").parse(options))

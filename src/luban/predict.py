@@ -263,10 +263,15 @@ class Predictor:
     def decided(
         self, outputs: dict[str, Array], rows: pl.DataFrame, kept: npt.NDArray[np.bool_]
     ) -> dict[str, Array]:
-        """Return outputs of the rows that are kept as the decisions change them; rows are cleaned, (n,), and `kept` is (n,)."""
+        """Return outputs of the rows that are kept as the decisions change them; rows are cleaned, (n,), and `kept` is (n,).
+
+        Of targets that `outputs` does not name nothing is decided.
+        """
+        mine = rows if kept.all() else rows.filter(pl.Series(kept))
         for decision in self.decisions:
             name = f"{decision.column}.{self.pipeline.targets[decision.column].output}"
-            outputs[name] = decision.outputs(outputs[name], rows.filter(pl.Series(kept)))
+            if name in outputs:
+                outputs[name] = decision.outputs(outputs[name], mine)
         return outputs
 
     def clean(self, rows: pl.DataFrame) -> pl.DataFrame:

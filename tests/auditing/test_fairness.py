@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 
 from audit_cases import case_of, people, trained
+from luban.auditing._base import AuditResult
 from luban.auditing.fairness import Counts, Fairness, differences, rates
+from luban.data.processors.category import Category
 
 fairlearn = pytest.importorskip("fairlearn.metrics")
 
@@ -168,3 +170,40 @@ def test_a_biased_label_for_one_group_of_adult_is_found(tmp_path: Path) -> None:
         assert bool(found) == (name == "biased")
     assert figures["sound"] < 0.2
     assert figures["biased"] > 0.3
+
+
+def test_the_interval_of_a_rate_is_by_the_rows_it_is_a_rate_of() -> None:
+    one = Counts(np.array([[998, 0, 0, 2], [500, 0, 0, 500]]), np.zeros(2), np.zeros(2), np.zeros(2))
+    few, many = one.table(np.array(["a", "b"]), 300)
+    assert few["true_positive_rate"] == 1.0
+    assert few["true_positive_rate_low"] == pytest.approx(0.158, abs=0.001)  # Clopper and Pearson: 2 of 2
+    assert many["true_positive_rate_low"] == pytest.approx(0.0074 * -1 + 1, abs=0.001)
+    assert few["false_positive_rate_high"] == pytest.approx(0.0037, abs=0.001)
+
+
+def test_each_figure_is_that_of_the_class_in_which_groups_differ_most() -> None:
+    """Of 'a' group 1 is given more; of 'b' as much, but all of it is wrong."""
+    cells = {  # group → (truth, predicted) → rows
+        0: {("a", "a"): 100, ("b", "b"): 200, ("c", "c"): 200},
+        1: {("a", "a"): 100, ("b", "c"): 200, ("c", "b"): 200},
+    }
+    names = ["a", "b", "c"]
+    rows = [(g, t, p) for g, own in cells.items() for (t, p), n in own.items() for _ in range(n)]
+    rows += [(1, "c", "a")] * 100
+    member, truth, said = (np.array(one) for one in zip(*rows, strict=True))
+    numbers = {name: i for i, name in enumerate(names)}
+    processor = Category()
+    processor.restore({"words": names})
+    result = AuditResult("fairness")
+    scores = np.eye(3)[[numbers[one] for one in said]] * 0.98 + 0.01
+    Fairness()._classes(
+        result, processor, "g", "g", "label", np.array(["0", "1"]), member, np.array([True, True]),
+        np.array([numbers[one] for one in truth]), scores,
+    )  # fmt: skip
+    (row,) = result.tables["differences"]
+    assert row["class"] == row["demographic_parity_difference"]["class"] == "a"
+    assert row["equalized_odds_difference"]["class"] == "b"
+    assert result.figures["g.equalized_odds_difference"] == 1.0
+    assert result.figures["g.demographic_parity_difference"] == pytest.approx(200 / 600 - 100 / 500)
+    told = " ".join(one.sentence for one in result.findings)
+    assert "'b' is rightly predicted for 100%" in told

@@ -10,12 +10,16 @@ import pytest
 
 import luban
 from audit_cases import case_of, people, trained
+from luban.artefact import Artefact
 from luban.auditing._small import auc
 from luban.auditing.columns import Columns
-from luban.auditing.drift import population_stability
+from luban.auditing.drift import _area, population_stability
 from luban.auditing.duplicates import Duplicates
 from luban.auditing.labels import Labels, suspects
 from luban.auditing.leakage import Leakage, alone
+from luban.auditing.privacy import Privacy
+from luban.origin import Origin
+from luban.recipe import Section
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,12 @@ def test_a_column_alone_explains_what_it_explains() -> None:
     generator = np.random.default_rng(0)
     codes = generator.integers(4, size=4000)
     half = np.where(generator.random(4000) < 0.5, codes, generator.integers(4, size=4000))
-    assert alone(codes, codes % 2, False) == 1.0
-    assert alone(codes, half, False) == pytest.approx(0.5, abs=0.04)
-    assert alone(codes, codes + generator.normal(size=4000), True) == pytest.approx(1.25 / 2.25, abs=0.04)
-    assert alone(codes, generator.integers(2, size=4000), False) < 0.1
+    assert alone(codes, codes % 2, False) == (1.0, pytest.approx(0.998, abs=0.001))
+    assert alone(codes, half, False)[0] == pytest.approx(0.5, abs=0.04)
+    strength, low = alone(codes, codes + generator.normal(size=4000), True)
+    assert strength == pytest.approx(1.25 / 2.25, abs=0.04)
+    assert strength - 0.04 < low < strength - 0.01
+    assert alone(codes, generator.integers(2, size=4000), False)[0] < 0.1
 
 
 def test_flipped_labels_are_found(sound: Path) -> None:
@@ -193,3 +199,60 @@ def test_faults_of_single_columns_are_told(sound: Path) -> None:
 
 def test_auc_counts_ties_half() -> None:
     assert auc(np.array([True, True, False]), np.array([2.0, 1.0, 1.0])) == pytest.approx(0.75)
+
+
+def test_few_rows_leak_nothing_for_sure() -> None:
+    generator = np.random.default_rng(0)
+    drawn = [alone(generator.integers(3, size=6), generator.integers(2, size=6), False) for _ in range(300)]
+    assert max(low for _, low in drawn) < 0.475  # from which on 0.95 is worth a word
+    assert max(strength for strength, _ in drawn) == 1.0
+    numbers = [alone(np.arange(6) // 2, generator.normal(size=6), True)[1] for _ in range(100)]
+    assert max(numbers) == 0.0
+
+
+def test_a_short_text_and_the_path_of_a_picture_are_no_numbers_of_rows(sound: Path) -> None:
+    case = case_of(
+        sound / "model",
+        people(100, seed=15).with_columns(pl.Series("town", [chr(0x4E00 + i) * 3 for i in range(100)])),
+    )
+    pipeline = case.predictor.pipeline
+    assert [one.where for one in Leakage().run(case).findings] == ["town"]
+    case.scored  # noqa: B018
+    for kind in ("text", "image"):
+        pipeline.inputs["town"] = Section("processors").parse(kind)  # type: ignore[assignment]
+        result = Leakage().run(case)
+        assert not result.findings
+        assert ("town" in {row["column"] for row in result.tables["columns"]}) == (kind == "text")
+
+
+def test_a_sorted_file_shows_all_its_classes(sound: Path) -> None:
+    case = case_of(sound / "model", people(600, seed=16).sort("label"))
+    few = case.scored.take(80)
+    assert 0.2 < few.truth["label"].mean() < 0.8
+    assert len(few.rows) == len(few.places) == len(few.scores["label"]) == 80
+    assert few.rows["skill"].to_list() == case.rows[few.places.tolist()]["skill"].to_list()
+    result = Labels(rows=80).run(case)
+    assert result.figures["label.opinion_accuracy"] < 1  # of one class alone, any opinion is right
+    assert result.rows == 80
+
+
+def test_all_training_rows_are_known_though_few_are_drawn(sound: Path) -> None:
+    loaded = Artefact.load(sound / "model")
+    origin = Origin.find(loaded.recipe, loaded.lineage, loaded.pipeline)
+    assert isinstance(origin, Origin)
+    copied = pl.concat(origin.split("train")).head(300)
+    rows = pl.concat([copied, people(100, seed=17).cast(pl.String)])
+    case = case_of(sound / "model", rows, recipe=loaded.recipe, lineage=loaded.lineage, limit=50)
+    assert case.training is not None
+    assert len(case.training.rows) == 50
+    assert Duplicates().run(case).figures["exact_share"] == 0.75
+    assert len(Privacy()._others(case)) == 100
+
+
+def test_few_rows_do_not_tell_files_apart() -> None:
+    generator = np.random.default_rng(0)
+    found = [_area(generator.normal(size=20), generator.normal(size=20)) for _ in range(60)]
+    assert max(one.value or 0.0 for one in found) > 0.65  # by chance
+    assert max(one.low or 0.0 for one in found) < 0.65
+    far = _area(generator.normal(3, 1, 200), generator.normal(size=200))
+    assert (far.low or 0.0) > 0.95

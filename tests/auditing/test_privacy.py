@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 import luban
-from audit_cases import people, trained
+from audit_cases import case_of, people, trained
+from luban.auditing import privacy
 from luban.auditing.memorisation import Memorisation, alternatives
-from luban.auditing.privacy import attack, likelihood_ratio
+from luban.auditing.privacy import Privacy, attack, likelihood_ratio
 from luban.auditing.toxicity import matcher
 from luban.errors import DataError
 
@@ -67,7 +70,7 @@ def test_a_model_that_learnt_noise_by_heart_is_found_and_one_that_could_not_is_n
         train=train,
         model={"type": "mlp", "hidden": [128, 128], "numbers": "periodic"},
     )
-    options = ["privacy.references=2"]
+    options = ["privacy.references=4"]
     audit = luban.audit(tmp_path / "model", str(tmp_path / "rows.csv"), options, only=["privacy"])
     assert audit["figures"]["privacy.loss.auc"] > 0.65
     assert audit["figures"]["privacy.likelihood_ratio.auc"] > 0.6
@@ -122,6 +125,7 @@ def test_alternatives_have_the_form_of_the_secret() -> None:
         assert line[7].isupper()
         assert line[9:11].isdecimal()
     assert len(set(alternatives("pin 1234", 50, generator))) > 40
+    assert "pin 12" not in alternatives("pin [[12]]", 999, generator)
     with pytest.raises(DataError, match="holds no digit and no"):
         alternatives("nothing", 1, generator)
 
@@ -134,6 +138,8 @@ def test_alternatives_have_the_form_of_the_secret() -> None:
         ("你这混蛋吗", ["混蛋"]),
         ("ｄａｍｎ it", ["damn"]),
         ("no way in  hell", []),
+        ("你ass好", ["ass"]),
+        ("éass", []),
     ],
 )
 def test_words_are_found_whole_and_in_any_form(text: str, found: list[str]) -> None:
@@ -149,3 +155,48 @@ def test_a_file_that_is_not_there_is_said(speaker: Path) -> None:
             only=["memorisation"],
         )
     assert Memorisation().canaries is None
+
+
+def test_a_secret_of_few_forms_is_refused(speaker: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("the code is [[4821]]\nthe code is [[7]]\n")
+    with pytest.raises(
+        DataError, match="the secret of canary 2 has only 10 forms, too few to be compared with 999"
+    ):
+        luban.audit(
+            speaker / "model",
+            str(speaker / "texts.csv"),
+            [f"memorisation.canaries={tmp_path / 'few.txt'}"],
+            only=["memorisation"],
+        )
+
+
+def test_a_share_at_fewer_false_alarms_than_one_row_is_not_said() -> None:
+    generator = np.random.default_rng(3)
+    assert attack(generator.normal(size=999), generator.normal(size=999))["tpr"].value is None
+    assert attack(generator.normal(size=999), generator.normal(size=1000))["tpr"].value is not None
+
+
+def test_references_are_asked_as_the_model_is_and_as_many_for_each_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The reference is the model itself: a temperature is no trace of training."""
+    trained(tmp_path, people(500), decide=["temperature"])
+    case = case_of(tmp_path / "model", people(300, seed=4))
+    case.predictor.decisions[0].restore({"column": "label", "temperature": 3.0})
+    asked: list[Any] = []
+    generator = np.random.default_rng(0)
+    bare = replace(case.predictor, decisions=[])
+    monkeypatch.setattr(
+        privacy,
+        "shadows",
+        lambda case, rows, count: ((bare, generator.random(len(rows)) < 0.5) for _ in range(count)),
+    )
+    monkeypatch.setattr(
+        privacy, "likelihood_ratio", lambda *given: (asked.append(given), np.zeros(len(given[0])))[1]
+    )
+    Privacy(references=8)._ratio(case, people(300, seed=5), case.rows)
+    ((own, found, seen),) = asked
+    assert np.isfinite(own).all()
+    assert (found == own).all()
+    assert seen[:, :300].mean() == pytest.approx(0.5, abs=0.05)
+    assert seen[:, 300:].mean() == pytest.approx(0.5, abs=0.05)  # or the others' means would be surer

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from audit_cases import case_of, people, trained
+from luban.auditing import robustness
 from luban.auditing._attack import attacked, kinds_of
 from luban.auditing._perturbations import UNSEEN, perturbations
 from luban.auditing.robustness import Robustness
 from luban.data.processors.image import Image
-from luban.errors import InputError
+from luban.errors import InputError, RecipeError
 from luban.recipe import Section
 
 
@@ -172,3 +173,36 @@ def test_case_breaks_a_model_that_reads_capitals(tmp_path: Path) -> None:
     (finding,) = result.findings
     assert (finding.where, finding.severity) == ("case", "high")
     assert result.figures["harmless_lost"] == result.figures["case.lost"]
+
+
+def test_a_word_is_that_of_the_processor_whatever_the_type_of_the_column() -> None:
+    known = {one.name: one for one in perturbations({"c": processor("category")}, 0.2)}  # type: ignore[dict-item]
+    rows = pl.DataFrame({"c": [3.0, 4.0] * 500})
+    changed = known["unseen_category"].change(rows, np.random.default_rng(0))["c"]
+    assert set(changed.unique()) == {"3", "4", UNSEEN}
+
+
+def test_an_attack_that_does_not_fit_leaves_the_others(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object) -> None:
+        raise RecipeError("nothing says which rows the vectors belong to")
+
+    monkeypatch.setattr(robustness, "attacked", refused)
+    case = case_of(table / "model", people(60, seed=4))
+    result = Robustness().run(case)
+    assert {"number_noise", "missing"} <= {row["change"] for row in result.tables["changes"]}
+    assert "fgsm_numbers is left out: nothing says which rows the vectors belong to" in result.notes
+    with pytest.raises(RecipeError):
+        Robustness(changes=["fgsm_numbers"]).run(case)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN is on a GPU")
+def test_a_recurrent_network_is_attacked_on_cuda(tmp_path: Path) -> None:
+    from luban.predict import load
+
+    rows = people(200).with_columns(pl.concat_str(["town", "label"], separator=" ").alias("note"))
+    trained(tmp_path, rows, {"inputs": {"note": "text"}, "groups": []}, model={"type": "rnn"})
+    case = case_of(tmp_path / "model", rows)
+    case.predictor = load(tmp_path / "model", device="cuda")
+    clean = case.predictor.clean(case.scored.rows)
+    found = attacked(case.predictor, clean, case.scored.truth, "vectors", 0.5, 2)
+    assert np.abs(found["label"] - case.scored.outputs["label"]).max() > 1e-4

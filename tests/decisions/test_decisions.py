@@ -186,6 +186,18 @@ def test_sets_cover_the_test_rows(decided: Path) -> None:
             "'skill' is no target that it fits",
         ),
         ({"decide": ["temperature"], "data": {"split": {"validation": 0.0, "test": 0.2}}}, "there are none"),
+        (
+            {"decide": ["temperature"], "data": {"split": {"validation": 0.4, "test": 0.0}}},
+            r"there are no test rows; give data\.test or a share in data\.split\.test",
+        ),
+        (
+            {"decide": ["temperature"], "data": {"split": {"type": "folds", "folds": 3}}},
+            "a fold is both; take another data.split",
+        ),
+        (
+            {"decide": ["conformal", "temperature"]},
+            "temperature stands after conformal.*write conformal last",
+        ),
     ],
 )
 def test_what_cannot_be_decided_is_refused_before_training(
@@ -202,3 +214,54 @@ def test_a_number_is_predicted_with_its_interval(tmp_path: Path) -> None:
     (one,) = luban.load(tmp_path / "model").predict([{"skill": 0.5, "luck": 0.0, "town": "north"}])
     low, high = one["price.interval"]
     assert low < one["price"] < high
+
+
+def test_a_rate_that_a_group_cannot_have_is_not_taken_for_another() -> None:
+    """Of a group with one logit all rows are selected, or none: with no difference allowed, nobody is."""
+    generator = np.random.default_rng(0)
+    logits = np.concatenate([generator.normal(size=400), np.full(200, -1.0)])[:, None].astype(np.float32)
+    truth = (np.arange(600) < 400) & (logits[:, 0] > 0.4)
+    rows = pl.DataFrame({"sex": ["f"] * 400 + ["m"] * 200})
+    binary = Binary()
+    binary.restore({"words": ["no", "yes"]})
+    one = Thresholds(by="sex")
+    sentence = one.fit(binary, logits, truth.astype(int), rows)
+    said = one.outputs(logits, rows)[:, 0] >= 0
+    reached = abs(said[:400].mean() - said[400:].mean())
+    assert reached <= 0.5 / 200  # half a row of the smaller group
+    assert sentence.endswith(f"where groups differ by {reached:.3f}")
+
+
+def test_a_rate_between_those_of_the_grid_is_found() -> None:
+    """Both groups can select a third, and a third is no multiple of 1/400."""
+    logits = np.repeat([0.0, 1.0, 2.0], 1000)
+    logits = np.concatenate([logits, logits + 0.3])[:, None].astype(np.float32)
+    truth = np.tile(np.repeat([0, 0, 1], 1000), 2)
+    rows = pl.DataFrame({"sex": ["f"] * 3000 + ["m"] * 3000})
+    binary = Binary()
+    binary.restore({"words": ["no", "yes"]})
+    one = Thresholds(by="sex")
+    one.fit(binary, logits, truth, rows)
+    assert ((one.outputs(logits, rows)[:, 0] >= 0) == truth).all()
+
+
+def test_decisions_are_fitted_on_what_they_need_and_not_on_more_rows_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luban.verbs import endings
+
+    seen: list[tuple[list[str], int]] = []
+    fit = Thresholds.fit
+
+    def watched(self: Any, processor: Any, output: Any, truth: Any, rows: pl.DataFrame) -> str:
+        seen.append((rows.columns, len(rows)))
+        assert len(output) == len(truth) == len(rows)
+        return fit(self, processor, output, truth, rows)
+
+    monkeypatch.setattr(Thresholds, "fit", watched)
+    monkeypatch.setattr(endings, "_DECIDING", 100)
+    trained(tmp_path, people(1200), decide=[{"type": "thresholds", "by": "group"}])
+    ((columns, n),) = seen
+    assert {"group"} <= {*columns}
+    assert not {"skill", "luck", "town"} & {*columns}
+    assert 60 < n < 140  # of 240 validation rows

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import yaml
 
 import luban
-from audit_cases import people, trained
+from audit_cases import RECIPE, case_of, people, trained
 from luban import registry
+from luban.artefact import Artefact
 from luban.auditing import leakage
 from luban.auditing._run import FAMILIES, choose
 from luban.errors import InputError
+from luban.origin import Origin, Unknown
+from luban.recipe import load
 from tiny_case import Luban
 
 
@@ -139,10 +146,6 @@ def test_families_stand_for_their_audits() -> None:
     ],
 )
 def test_training_ends_with_a_yes_or_no(tmp_path: Path, luban: Luban, gates: list[str], code: int) -> None:
-    import yaml
-
-    from audit_cases import RECIPE
-
     people(600).write_csv(tmp_path / "rows.csv")
     recipe = {
         **RECIPE,
@@ -166,3 +169,155 @@ def test_a_gate_that_nothing_measures_is_refused_before_training(tmp_path: Path)
     with pytest.raises(RecipeError, match=r"'label\.acuracy' is not measured; metrics are"):
         trained(tmp_path, people(200), gates=["label.acuracy >= 0.5"])
     assert not (tmp_path / "model").exists()
+
+
+def test_a_gate_without_held_out_rows_is_refused_before_training(tmp_path: Path) -> None:
+    from luban.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="neither validation nor test rows to judge it by"):
+        trained(
+            tmp_path,
+            people(200),
+            {"split": {"validation": 0.0, "test": 0.0}},
+            gates=["label.accuracy >= 0.5"],
+        )
+
+
+def test_the_card_of_gates_that_were_judged_on_no_rows_says_so(made: Path) -> None:
+    from luban.verbs import card
+
+    loaded = Artefact.load(made / "model")
+    recipe = load(yaml.safe_load(loaded.recipe))
+    told = card.text({"gates": [{"gate": "no high", "passed": False}]}, loaded.lineage, recipe, 1)
+    assert "Nothing: there were neither validation nor test rows." in told
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gated")
+    trained(
+        folder,
+        people(600),
+        gates=["fairness.group.demographic_parity_difference <= 0.9", "no high"],
+        audits=["fairness", {"type": "privacy", "references": 3}],
+    )
+    return folder
+
+
+def test_a_gate_whose_figure_is_missing_is_not_met(gated: Path, tmp_path: Path) -> None:
+    rows = people(120, seed=3)
+    few = rows.filter((rows["group"] == "a") | (pl.Series(range(len(rows))) < 20))
+    few.write_csv(tmp_path / "few.csv")
+    found = luban.audit(gated / "model", str(tmp_path / "few.csv"), only=["fairness"])
+    assert [(one["passed"], one["value"]) for one in found["gates"]] == [(False, None), (True, 0.0)]
+    assert not found["passed"]
+    other = luban.audit(gated / "model", str(tmp_path / "few.csv"), only=["columns"])
+    assert [one["gate"] for one in other["gates"]] == ["no high"]  # the other is about what --only left out
+
+
+def test_nothing_found_by_no_audit_is_no_yes(made: Path, gated: Path) -> None:
+    found = luban.audit(made / "model", str(made / "more.csv"), only=["generation"], fail_on="high")
+    assert not found["audits"]
+    assert not found["passed"]
+    found = luban.audit(gated / "model", str(made / "more.csv"), only=["generation"])
+    assert found["gates"] == [
+        {"gate": "no high", "passed": False, "value": None, "why": "'no high' is not met: no audit was done"}
+    ]
+
+
+def test_the_training_file_is_known_whatever_options_it_was_read_with(tmp_path: Path) -> None:
+    rows = people(400)
+    rows.write_csv(tmp_path / "t.csv")
+    recipe = {
+        **RECIPE,
+        "data": {
+            **RECIPE["data"],
+            "train": {"type": "csv", "path": str(tmp_path / "t.csv"), "encoding": "utf-8"},
+        },
+    }
+    luban.train(recipe, output=tmp_path / "model")
+    found = luban.audit(tmp_path / "model", str(tmp_path / "t.csv"), only=["columns"])
+    assert found["split"] == "test"
+    assert found["rows"] < 200
+    rows.head(300).write_csv(tmp_path / "other.csv")
+    assert luban.audit(tmp_path / "model", str(tmp_path / "other.csv"), only=["columns"])["split"] is None
+
+
+def test_the_training_rows_themselves_are_a_finding(made: Path) -> None:
+    found = luban.audit(made / "model", str(made / "rows.csv"), only=["duplicates"], split="train")
+    assert [(one["severity"], one["figures"]["share"]) for one in found["findings"]] == [("high", 1.0)]
+    assert "are those that the artefact was trained on" in found["audits"]["duplicates"]["notes"][-1]
+
+
+def test_what_was_done_before_an_edit_is_done_again(made: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from luban.verbs.audit import _work
+
+    shutil.copytree(made / "model", tmp_path / "model")
+    (tmp_path / "words.txt").write_text("one")
+    audits, _ = choose(["toxicity"], options=[f"toxicity.words={tmp_path / 'words.txt'}"])
+    case = case_of(tmp_path / "model", people(20))
+
+    def folder() -> Path:
+        return _work(Artefact.load(tmp_path / "model"), case, audits, "-", None, None)
+
+    first = folder()
+    assert folder() == first
+    (tmp_path / "words.txt").write_text("two")
+    assert (second := folder()) != first
+    for name in ("preprocessing.json", "lineage.json"):
+        path = tmp_path / "model" / name
+        path.write_text(path.read_text() + "\n")
+        third = folder()
+        assert third != second
+        second = third
+    case.__dict__["origin"] = Unknown("data_changed", "train")
+    assert folder() != second
+
+
+def test_a_strangers_recipe_neither_trains_nor_reads_files(gated: Path, luban: Luban) -> None:
+    given = load(
+        {
+            **RECIPE,
+            "data": {**RECIPE["data"], "train": "x.csv"},
+            "audits": [
+                {"type": "privacy", "references": 1000, "tolerance": 0.2},
+                {"type": "memorisation", "canaries": "/etc/passwd"},
+            ],
+        }
+    ).audits
+    audits = {one.type: one for one in choose([], given, foreign=True)[0]}
+    assert (audits["privacy"].references, audits["privacy"].tolerance) == (0, 0.2)  # type: ignore[attr-defined]
+    assert audits["memorisation"].canaries is None  # type: ignore[attr-defined]
+    own = {one.type: one for one in choose([], given)[0]}
+    assert own["privacy"].references == 1000  # type: ignore[attr-defined]
+    ran = luban("audit", gated / "model", gated / "rows.csv", "--only", "privacy")
+    assert "not taken from the artefact's recipe unless you say it: privacy.references=3" in ran.err
+
+
+def test_a_sqlite_file_of_ones_own_is_no_far_away_database(tmp_path: Path) -> None:
+    rows = people(300)
+    with closing(sqlite3.connect(tmp_path / "rows.db")) as database:
+        database.execute("create table t (skill real, luck real, town text, 'group' text, label text)")
+        database.executemany("insert into t values (?, ?, ?, ?, ?)", rows.rows())
+        database.commit()
+    source = {
+        "type": "sql",
+        "connection": f"sqlite:///{tmp_path / 'rows.db'}",
+        "query": "select * from t where town <> 'http://nowhere'",
+    }
+    luban.train({**RECIPE, "data": {**RECIPE["data"], "train": source}}, output=tmp_path / "model")
+    loaded = Artefact.load(tmp_path / "model")
+    found = Origin.find(loaded.recipe, loaded.lineage, loaded.pipeline)
+    assert isinstance(found, Origin)
+    assert sum(map(len, found.split("train"))) == loaded.lineage["rows"]["train"]
+    far = loaded.recipe.replace("sqlite:///", "postgresql://")
+    assert str(Origin.find(far, loaded.lineage, loaded.pipeline)) == str(Unknown("data_remote"))
+
+
+def test_rows_of_a_test_file_of_its_own_are_not_looked_for_in_the_training_file(tmp_path: Path) -> None:
+    people(100, seed=3).write_csv(tmp_path / "test.csv")
+    trained(tmp_path, people(400), {"test": str(tmp_path / "test.csv"), "split": {"validation": 0.2}})
+    found = luban.audit(tmp_path / "model", str(tmp_path / "rows.csv"), only=["columns"])
+    assert found["split"] == "validation"

@@ -60,6 +60,9 @@ def attacked(
         radius: how far each value may move: pixels of 255, deviations of a number, or the share of a vector's mean size.
         steps: 1 for FGSM, more for PGD.
         batch_size: rows at a time.
+
+    Raises:
+        RecipeError: if nothing of this model can be moved so.
     """
     encoded, kept = predictor.pipeline.encode(rows, targets=False)
     assert kept.all()
@@ -68,7 +71,12 @@ def attacked(
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
         batch = to_batch(slice_rows(encoded, start, start + batch_size), predictor.spec, predictor.device)
-        with Moved(predictor.model, batch, frozenset()) as inputs, torch.enable_grad():
+        with (
+            Moved(predictor.model, batch, frozenset()) as inputs,
+            torch.enable_grad(),
+            # cuDNN gives no gradient of a recurrent network in evaluation mode.
+            torch.backends.cudnn.flags(enabled=False),
+        ):
             for step in range(steps):
                 outputs = predictor.model(inputs.batch())
                 loss = torch.stack(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -20,8 +20,8 @@ import numpy as np
 import polars as pl
 
 from luban.data.contracts import Array, Processor
-from luban.data.processors.binary import Binary
-from luban.data.processors.set import Set
+from luban.data.pipeline import row_keys
+from luban.data.processors._deciding import said
 from luban.data.sampling import Sample
 from luban.errors import DataError, LubanError
 from luban.gates import SEVERITIES
@@ -40,12 +40,14 @@ __all__ = [
     "losses",
     "right",
     "said",
+    "score",
 ]
 
 Severity = Literal["high", "medium", "low", "info"]
 SEED = 0
 """Of every draw an audit makes: the same rows give the same figures."""
 _PART = 1024  # rows encoded at a time
+_KEYED = 8192  # rows hashed at a time
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,67 @@ class Scored:
     truth: dict[str, Array]
     scores: dict[str, Array]
 
+    def take(self, count: int) -> Self:
+        """Return fewer of these rows, drawn by lot: a file is often sorted by class. All of them where there are no more."""
+        if len(self.rows) <= count:
+            return self
+        mine = Sample.of(self.rows).take(count).places
+        return type(self)(
+            self.rows[mine.tolist()],
+            self.places[mine],
+            *(
+                {column: values[mine] for column, values in one.items()}
+                for one in (self.outputs, self.truth, self.scores)
+            ),
+        )
+
+
+def score(
+    predictor: Predictor, frame: pl.DataFrame, told: Callable[[int], None] = lambda rows: None
+) -> Scored:
+    """Predict those rows whose truth is known and that can be read, some at a time.
+
+    Args:
+        predictor: the artefact.
+        frame: rows as the user has them.
+        told: is told how many rows are done.
+
+    Raises:
+        DataError: if a target's column is missing.
+    """
+    targets = predictor.pipeline.scored
+    for column in targets:
+        if column not in frame.columns:
+            raise DataError(
+                f"there is no column '{column}', the truth to audit by; columns are {', '.join(frame.columns)}"
+            )
+    outputs: dict[str, list[Array]] = {column: [] for column in targets}
+    truth: dict[str, list[Array]] = {column: [] for column in targets}
+    places: list[Array] = []
+    for start in range(0, max(1, len(frame)), _PART):
+        cleaned = predictor.clean(frame.slice(start, _PART))
+        known = np.ones(len(cleaned), dtype=bool)
+        for column, processor in targets.items():
+            known &= processor.known(cleaned[column]).to_numpy()
+        cleaned = cleaned.filter(pl.Series(known))
+        found, readable = predictor.outputs_of_cleaned(cleaned)
+        cleaned = cleaned.filter(pl.Series(readable))
+        places.append(start + np.flatnonzero(known)[readable])
+        for column, processor in targets.items():
+            outputs[column].append(found[f"{column}.{processor.output}"])
+            (encoded,) = processor.encode_target(cleaned[column]).values()
+            truth[column].append(processor.truth(encoded))
+        told(min(start + _PART, len(frame)))
+    where = np.concatenate(places)
+    joined = {column: np.concatenate(parts) for column, parts in outputs.items()}
+    return Scored(
+        frame[where.tolist()],
+        where,
+        joined,
+        {column: np.concatenate(parts) for column, parts in truth.items()},
+        {column: targets[column].scores(output) for column, output in joined.items()},
+    )
+
 
 # --- the case ---------------------------------------------------------------------------------------------
 
@@ -161,6 +224,7 @@ class Case:
         limit: rows drawn at most, of any stream.
         report: is told what is being done, how far, and of how much.
         store: keeps plain data by name, so that an interrupted audit goes on where it was.
+        caution: what makes figures on these rows look better than they are; every result says it.
     """
 
     predictor: Predictor
@@ -172,6 +236,7 @@ class Case:
     limit: int = 20_000
     report: Callable[[str, int, int | None], None] = lambda stage, done, total: None
     store: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make()
+    caution: str = ""
     why_no_training: str = ""
 
     @property
@@ -197,15 +262,19 @@ class Case:
             return None
 
     @cached_property
+    def origin(self) -> Origin | Unknown:
+        """The rows that the artefact was made of, or why they are not to be had."""
+        return Origin.find(self.recipe, self.lineage, self.predictor.pipeline)
+
+    @cached_property
     def training(self) -> Sample | None:
         """Rows that the artefact was trained on; None where they cannot be had, with the reason in `why_no_training`."""
-        found = Origin.find(self.recipe, self.lineage, self.predictor.pipeline)
-        if isinstance(found, Unknown):
-            self.why_no_training = str(found)
+        if isinstance(self.origin, Unknown):
+            self.why_no_training = str(self.origin)
             return None
         try:
             return Sample.draw(
-                found.split("train"),
+                self.origin.split("train"),
                 self.limit,
                 lambda rows: self.report("reading training rows", rows, None),
                 SEED,
@@ -213,6 +282,31 @@ class Case:
         except (LubanError, OSError) as error:
             self.why_no_training = f"the training data cannot be read ({error})"
             return None
+
+    @cached_property
+    def training_keys(self) -> Array:
+        """The key of each row that the artefact was trained on, of its inputs, (n,): of all of them, where `training` is a sample.
+
+        Eight bytes a row: what was not drawn was trained on none the less.
+        """
+        assert self.training is not None
+        chunks: Iterable[pl.DataFrame] = [self.training.rows]
+        if len(self.training.rows) < self.training.total and isinstance(self.origin, Origin):
+            chunks = self.origin.split("train")
+        keys, seen = [np.empty(0, np.uint64)], 0
+        for chunk in chunks:
+            keys.append(self.keys(chunk))
+            seen += len(chunk)
+            self.report("reading training rows", seen, None)
+        return np.concatenate(keys)
+
+    def keys(self, frame: pl.DataFrame) -> Array:
+        """Return what tells rows by their inputs, (n,): equal inputs, equal keys."""
+        found = [
+            row_keys(self.predictor.clean(frame.slice(start, _KEYED)), self.predictor.pipeline.given)
+            for start in range(0, max(1, len(frame)), _KEYED)
+        ]
+        return np.concatenate(found)
 
     @cached_property
     def scored(self) -> Scored:
@@ -225,43 +319,14 @@ class Case:
         Raises:
             DataError: if there are none, or a target's column is missing.
         """
-        predictor, targets = self.predictor, self.targets
-        for column in targets:
-            if column not in frame.columns:
-                raise DataError(
-                    f"there is no column '{column}', the truth to audit by; columns are {', '.join(frame.columns)}"
-                )
-        outputs: dict[str, list[Array]] = {column: [] for column in targets}
-        truth: dict[str, list[Array]] = {column: [] for column in targets}
-        places: list[Array] = []
-        for start in range(0, len(frame), _PART):
-            cleaned = predictor.clean(frame.slice(start, _PART))
-            known = np.ones(len(cleaned), dtype=bool)
-            for column, processor in targets.items():
-                known &= processor.known(cleaned[column]).to_numpy()
-            cleaned = cleaned.filter(pl.Series(known))
-            found, readable = predictor.outputs_of_cleaned(cleaned)
-            cleaned = cleaned.filter(pl.Series(readable))
-            places.append(start + np.flatnonzero(known)[readable])
-            for column, processor in targets.items():
-                outputs[column].append(found[f"{column}.{processor.output}"])
-                (encoded,) = processor.encode_target(cleaned[column]).values()
-                truth[column].append(processor.truth(encoded))
-            if stage:
-                self.report(stage, min(start + _PART, len(frame)), len(frame))
-        where = np.concatenate(places) if places else np.zeros(0, np.int64)
-        if not len(where):
+        scored = score(
+            self.predictor, frame, lambda rows: self.report(stage, rows, len(frame)) if stage else None
+        )
+        if not len(scored.places):
             raise DataError(
                 "no row can be audited: the targets are missing or of classes that the model does not know"
             )
-        joined = {column: np.concatenate(parts) for column, parts in outputs.items()}
-        return Scored(
-            frame[where],
-            where,
-            joined,
-            {column: np.concatenate(parts) for column, parts in truth.items()},
-            {column: targets[column].scores(output) for column, output in joined.items()},
-        )
+        return scored
 
     def said(self, column: str, scores: Array) -> Array:
         """Return what is predicted of scores: class numbers (n,), 0 and 1 for each word of a set (n, width), or numbers (n,)."""
@@ -270,14 +335,6 @@ class Case:
     def group_columns(self) -> list[str]:
         """Return the columns of groups that the rows bring."""
         return [name for name in self.by if name in self.rows.columns]
-
-
-def said(processor: Processor, scores: Array) -> Array:
-    """Return what is predicted of scores; see `Case.said`."""
-    chosen: Array = scores.argmax(1) if scores.ndim == 2 else scores
-    if isinstance(processor, Binary | Set):
-        chosen = (scores >= processor.threshold).astype(np.int64)
-    return chosen
 
 
 def losses(processor: Processor, truth: Array, scores: Array) -> Array:
@@ -310,6 +367,8 @@ class Audit(Component):
     """What it belongs to: fairness, robustness, privacy, data, calibration or generation; `--only` takes families too."""
     paper: ClassVar[str] = ""
     """Authors and year."""
+    guarded: ClassVar[tuple[str, ...]] = ()
+    """Options that read files or take long: only the user sets them, not the recipe of an artefact, which may be a stranger's."""
 
     def refusal(self, case: Case) -> str | None:
         """Return why it does not fit this artefact and these rows; None where it does."""

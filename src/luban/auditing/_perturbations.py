@@ -13,7 +13,7 @@ import polars as pl
 
 from luban.data.augment.char_noise import CharNoise
 from luban.data.contracts import Array, Processor
-from luban.data.processors._base import as_numbers
+from luban.data.processors._base import as_numbers, as_words
 from luban.data.processors.image import Image
 
 __all__ = ["Perturbation", "perturbations"]
@@ -170,7 +170,8 @@ def _cells(
     def changed(rows: pl.DataFrame, draw: Draw) -> pl.DataFrame:
         series = []
         for column in columns:
-            values = rows[column] if value is None else rows[column].cast(pl.String, strict=False)
+            # As the processor reads them: of 3.0 it knows the word 3.
+            values = rows[column] if value is None else as_words(rows[column])
             hit = pl.Series(draw.random(len(rows)) < share)
             new = pl.lit(value, dtype=values.dtype)
             series.append(pl.select(pl.when(hit).then(new).otherwise(values)).to_series().alias(column))

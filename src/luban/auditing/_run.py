@@ -15,7 +15,7 @@ from luban.console import Console
 from luban.errors import InputError, LubanError, did_you_mean
 from luban.recipe import Component, Section, options_from
 
-__all__ = ["FAMILIES", "Store", "choose", "figures_of", "run"]
+__all__ = ["FAMILIES", "Store", "choose", "figures_of", "guarded", "run"]
 
 FAMILIES = ("fairness", "robustness", "privacy", "data", "calibration", "generation")
 
@@ -51,7 +51,11 @@ class Store:
 
 
 def choose(
-    only: Sequence[str], given: Iterable[Component] = (), options: Sequence[str] = ()
+    only: Sequence[str],
+    given: Iterable[Component] = (),
+    options: Sequence[str] = (),
+    *,
+    foreign: bool = False,
 ) -> tuple[list[Audit], set[str]]:
     """Return the audits to run, and the names of those that were asked for by name.
 
@@ -59,6 +63,7 @@ def choose(
         only: names of audits or families; all if empty.
         given: audits with options, as a recipe has them.
         options: ``audit.key=value`` strings.
+        foreign: whether `given` may come from a stranger: then options that read files or take long are not taken (`guarded`).
 
     Raises:
         InputError: if a name is unknown.
@@ -66,8 +71,10 @@ def choose(
     """
     known = registry.names("audits")
     own = {one.type: one.model_dump(exclude_unset=True) for one in given}
-    for values in own.values():
+    for name, values in own.items():
         values.pop("type", None)
+        for key in registry.lookup("audits", name).guarded if foreign else ():
+            values.pop(key, None)
     parts: dict[str, list[str]] = {}
     for text in options:
         name, dot, rest = text.partition(".")
@@ -96,6 +103,16 @@ def choose(
             audit = _changed(audit, parts[name])
         chosen.append(audit)
     return chosen, {name for name in only if name in known} | set(parts)
+
+
+def guarded(given: Iterable[Component]) -> list[str]:
+    """Return the options of audits that read files or take long, as `luban audit` takes them."""
+    return [
+        f"{one.type}.{key}={getattr(one, key)}"
+        for one in cast(Iterable[Audit], given)
+        for key in one.guarded
+        if key in one.model_fields_set
+    ]
 
 
 def _changed(audit: Audit, options: list[str]) -> Audit:
@@ -146,7 +163,9 @@ def run(
 
         def result_of(audit: Audit = audit) -> dict[str, Any]:
             try:
-                return audit.run(case).to_json()
+                result = audit.run(case)
+                result.notes += [case.caution] if case.caution else []
+                return result.to_json()
             except LubanError as error:
                 if audit.type in asked:
                     raise

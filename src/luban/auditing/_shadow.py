@@ -1,4 +1,7 @@
-"""Models trained as the artefact was, on halves of its training rows: what it takes to know how unusual a row's loss is."""
+"""Models trained as the artefact was, on halves of some of its training rows: what it takes to know how unusual a row's loss is.
+
+They keep their last weights and no decisions: there are no rows to choose by that would not be missing elsewhere.
+"""
 
 from __future__ import annotations
 

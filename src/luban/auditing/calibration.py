@@ -25,6 +25,7 @@ class Calibration(Audit):
 
     family: ClassVar[str] = "calibration"
     paper: ClassVar[str] = "Guo et al., 2017; Angelopoulos & Bates, 2021"
+    guarded: ClassVar[tuple[str, ...]] = ("resamples",)
 
     tolerance: Annotated[float, Option(gt=0, lt=1)] = 0.05
     """Calibration error, or missing coverage, from which a finding is medium; high from twice that."""
@@ -86,7 +87,7 @@ class Calibration(Audit):
         result.find(
             self._severity(value, low),
             f"the model of '{target}' is on average {confidence.mean():.0%} sure and {hit.mean():.0%} right: it is {'over' if over > 0 else 'under'}confident (calibration error {value:.3f}, 95 % interval {low or 0:.3f} to {high or 0:.3f})",
-            "Do not use its probabilities as they are: train again with decide: temperature, which changes no decision.",
+            "Do not use its probabilities as they are: train again with decide: temperature, which changes no decision (of a binary target with a threshold of 0.5).",
             {"ece": value, "low": low, "high": high, "overconfidence": over},
             target,
         )

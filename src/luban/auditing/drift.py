@@ -14,11 +14,13 @@ from luban.data.contracts import Array
 from luban.data.processors._base import as_numbers, as_words
 from luban.data.processors.image import Image
 from luban.data.sampling import Sample
+from luban.evaluation.intervals import Metric, interval
 from luban.registry import register
 
 __all__ = ["Drift", "population_stability"]
 
 _KINDS = 50  # words counted one by one; the others count together
+_RESAMPLES = 300
 
 
 @register("audits")
@@ -38,7 +40,8 @@ class Drift(Audit):
     large: Annotated[float, Option(gt=0)] = 0.25
     """Stability index from which a column has moved much (high)."""
     rows: Annotated[int, Option(ge=50)] = 5_000
-    """Rows of each file that the small model looks at, at the most; 0.75 and 0.65 are its bounds for high and medium."""
+    """Rows of each file that the small model looks at, at the most; 0.75 and 0.65 are bounds of its 95 % interval's lower end for
+    high and medium."""
 
     def refusal(self, case: Case) -> str | None:
         if case.against is None and case.training is None:
@@ -137,16 +140,29 @@ class Drift(Audit):
             return
         labels = np.repeat([0, 1], sizes)
         shares = out_of_fold(parts[0].join(parts[1]), labels)[:, 1]
-        value = auc(labels == 1, shares)
+        metric = _area(shares[labels == 1], shares[labels == 0])
+        value, low = metric.value or 0.0, metric.low or 0.0
         result.figures["domain_auc"] = value
-        severity: Severity = "high" if value >= 0.75 else "medium" if value >= 0.65 else "info"
+        # Few rows tell files apart by chance.
+        severity: Severity = "high" if low >= 0.75 else "medium" if low >= 0.65 else "info"
         if severity != "info":
             result.find(
                 severity,
-                f"a simple model tells these rows from those the model learnt from (AUC {value:.2f}; 0.5 is not at all)",
+                f"a simple model tells these rows from those the model learnt from (AUC {value:.2f}, 95 % interval {low:.2f} to {metric.high or 1.0:.2f}; 0.5 is not at all)",
                 "Figures measured on the old rows do not hold for these; measure anew, and see the columns that moved.",
-                {"auc": value, "rows": sizes},
+                {"auc": value, "low": low, "high": metric.high, "rows": sizes},
             )
+
+
+def _area(new: Array, old: Array) -> Metric:
+    """Return by how many pairs new rows score higher than old ones, with the interval of resampled rows."""
+    generator = np.random.default_rng([SEED, 14])
+    draws = np.empty(_RESAMPLES)
+    mine = np.arange(len(new) + len(old)) < len(new)
+    for i in range(_RESAMPLES):
+        some = [side[generator.integers(len(side), size=len(side))] for side in (new, old)]
+        draws[i] = auc(mine, np.concatenate(some))
+    return interval(auc(mine, np.concatenate([new, old])), draws, bounds=(0, 1))
 
 
 def population_stability(before: Array, after: Array) -> float:

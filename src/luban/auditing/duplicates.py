@@ -11,13 +11,14 @@ from pydantic import Field as Option
 from luban.auditing._base import Audit, AuditResult, Case, Severity
 from luban.data.cleaning.near_duplicates import NearDuplicates
 from luban.data.contracts import Array
-from luban.data.pipeline import row_keys
 from luban.data.processors._base import as_words
 from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.registry import register
 
 __all__ = ["Duplicates"]
+
+_SAME = 0.99  # share of rows that are training rows from which on they are the training rows
 
 
 @register("audits")
@@ -42,21 +43,28 @@ class Duplicates(Audit):
         result = AuditResult(self.type, rows=len(rows))
         result.notes.append(f"looked at {case.sample}")
         inputs = {**predictor.pipeline.given}
-        keys = row_keys(predictor.clean(rows), inputs)
+        keys = case.keys(rows)
         self._contradictions(result, case, keys)
         training = case.training
         if training is None:
             result.notes.append(f"not compared with training rows: {case.why_no_training}")
             return result
-        result.notes.append(f"compared with {training} of the training rows")
-        known = row_keys(predictor.clean(training.rows), inputs)
+        known, counts = np.unique(case.training_keys, return_counts=True)
+        result.notes.append(
+            f"equal inputs are looked for among all {int(counts.sum()):,} training rows, texts that are nearly equal among {training}"
+        )
         exact = np.isin(keys, known)
-        counts = np.unique(known, return_counts=True)[1]
         # Where rows are few numbers and words, people who have nothing to do with each other look alike.
-        usual = float(counts[counts > 1].sum() / max(1, len(known)))
+        usual = float(counts[counts > 1].sum() / max(1, counts.sum()))
         result.figures["usual_share"] = usual
-        if exact.mean() > 0.99:
-            result.notes.append("these are the training rows themselves, so they are not compared with them")
+        if exact.mean() > _SAME and usual < _SAME:
+            result.figures["exact_share"] = share = float(exact.mean())
+            result.find(
+                "high",
+                f"these are the training rows themselves ({share:.1%} of them): all that is measured on them flatters the model",
+                "Measure on rows that it was not trained on (--split test of the same file).",
+                {"rows": int(exact.sum()), "share": share},
+            )
             return result
         alike = (
             ""

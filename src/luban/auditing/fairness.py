@@ -31,12 +31,13 @@ _SHOWN = 20  # classes at most that are looked at one by one
 class Fairness(Audit):
     """Selection rate, true and false positive rate, accuracy and calibration by group; how far groups differ, and how surely.
 
-    Of a target with several classes each class is looked at in turn, and the figures are those of the class that differs most. Of
-    a number, the mean error by group counts. Groups of fewer than `min_rows` rows are shown and left out of the differences.
+    Of a target with several classes each class is looked at in turn, and each figure is that of the class that differs most in it.
+    Of a number, the mean error by group counts. Groups of fewer than `min_rows` rows are shown and left out of the differences.
     """
 
     family: ClassVar[str] = "fairness"
     paper: ClassVar[str] = "Dwork et al., 2012; Hardt et al., 2016"
+    guarded: ClassVar[tuple[str, ...]] = ("resamples",)
 
     by: list[str] | None = None
     """Columns of groups; the recipe's ``data.groups`` if left out."""
@@ -145,7 +146,7 @@ class Fairness(Audit):
             result.notes.append(
                 f"'{target}' has {len(classes)} classes; the first {_SHOWN} are looked at by group"
             )
-        worst: tuple[float, str, dict[str, Metric], list[dict[str, Any]]] | None = None
+        worst: dict[str, _Worst] = {}
         for number in looked:
             positive = scores if processor.task == "binary" else scores[:, number]
             one = Counts.of(truth == number, predicted == number, positive, member, len(names))
@@ -156,42 +157,55 @@ class Fairness(Audit):
             if large.sum() < 2:
                 continue
             figures = one.differences(large, self.resamples, self.min_rows)
-            width = figures["demographic_parity_difference"].value or 0.0
-            if worst is None or width > worst[0]:
-                worst = width, classes[number], figures, table
-        if worst is None:
+            shown = [row for row, big in zip(table, large, strict=True) if big]
+            for name, metric in figures.items():
+                known = worst[name].metric.value if name in worst else None
+                if name not in worst or (
+                    metric.value is not None and (known is None or _worse(name, metric.value, known))
+                ):
+                    worst[name] = _Worst(metric, classes[number], figures, shown)
+        if not worst:
             return
-        _, label, figures, table = worst
-        for name, metric in figures.items():
-            result.figures[f"{key}.{name}"] = metric.value
+        for name, own in worst.items():
+            value = result.figures[f"{key}.{name}"] = own.metric.value
             known = result.figures.get(name)
-            if metric.value is not None and (known is None or _worse(name, metric.value, known)):
-                result.figures[name] = metric.value
+            if value is not None and (known is None or _worse(name, value, known)):
+                result.figures[name] = value
         result.tables.setdefault("differences", []).append(
-            {"by": by, "target": target, "class": label}
-            | {name: {"value": m.value, "low": m.low, "high": m.high} for name, m in figures.items()}
+            {"by": by, "target": target, "class": worst["demographic_parity_difference"].label}
+            | {
+                name: {"value": own.metric.value, "low": own.metric.low, "high": own.metric.high}
+                | ({"class": own.label} if len(looked) > 1 else {})
+                for name, own in worst.items()
+            }
         )
-        self._tell(
-            result, by, target, label, figures, [row for row, big in zip(table, large, strict=True) if big]
-        )
+        self._tell(result, by, worst)
 
     def _tell(
         self,
         result: AuditResult,
         by: str,
-        target: str,
-        label: str,
-        figures: Mapping[str, Metric],
-        table: list[dict[str, Any]],
+        worst: Mapping[str, _Worst],
     ) -> None:
-        parity, ratio = figures["demographic_parity_difference"], figures["demographic_parity_ratio"]
-        low, high = _ends(table, "selection_rate")
-        severity = self._severity(parity)
-        if severity in ("info", "low") and ratio.value is not None and ratio.value < self.ratio:
-            severity = (
-                "medium" if (parity.low or 0) > 0 and (parity.value or 0) > self.tolerance / 4 else "low"
-            )
-        if severity != "info":
+        """Tell of each difference by the class in which it is largest."""
+        told = [worst["demographic_parity_difference"]]
+        rare = worst[
+            "demographic_parity_ratio"
+        ]  # perhaps of a class so rare that no difference of its is large
+        parity = rare.figures["demographic_parity_difference"]
+        if rare.label != told[0].label and (parity.low or 0) > 0 and (parity.value or 0) > self.tolerance / 4:
+            told.append(rare)
+        for one in told:
+            label, parity = one.label, one.figures["demographic_parity_difference"]
+            ratio = one.figures["demographic_parity_ratio"]
+            severity = self._severity(parity)
+            if severity in ("info", "low") and ratio.value is not None and ratio.value < self.ratio:
+                severity = (
+                    "medium" if (parity.low or 0) > 0 and (parity.value or 0) > self.tolerance / 4 else "low"
+                )
+            if severity == "info":
+                continue
+            low, high = _ends(one.table, "selection_rate")
             result.find(
                 severity,
                 f"'{label}' is predicted for {high['selection_rate']:.0%} of the rows of {by} '{high['group']}', but for {low['selection_rate']:.0%} of '{low['group']}'{_sure(parity)}",
@@ -200,7 +214,8 @@ class Fairness(Audit):
                 {"difference": parity.value, "low": parity.low, "high": parity.high, "ratio": ratio.value},
                 by,
             )
-        odds = figures["equalized_odds_difference"]
+        own = worst["equalized_odds_difference"]
+        odds, label, figures = own.metric, own.label, own.figures
         severity = self._severity(odds)
         if severity != "info":
             name, what = max(
@@ -209,7 +224,7 @@ class Fairness(Audit):
             )
             enough = [
                 row
-                for row in table
+                for row in own.table
                 if (row["positive"] if what == "rightly" else row["rows"] - row["positive"]) >= self.min_rows
             ]
             low, high = _ends(enough, name)
@@ -221,10 +236,11 @@ class Fairness(Audit):
                 {"difference": odds.value, "low": odds.low, "high": odds.high},
                 by,
             )
-        gap = figures["calibration_difference"]
+        own = worst["calibration_difference"]
+        gap, label = own.metric, own.label
         severity = self._severity(gap)
         if severity != "info":
-            low, high = _ends(table, "calibration_gap")
+            low, high = _ends(own.table, "calibration_gap")
             result.find(
                 severity,
                 f"the probability of '{label}' is {high['calibration_gap']:+.0%} off for {by} '{high['group']}' and {low['calibration_gap']:+.0%} for '{low['group']}': the same score means different things{_sure(gap)}",
@@ -313,6 +329,23 @@ class Fairness(Audit):
 
 
 @dataclass(frozen=True)
+class _Worst:
+    """The class in which groups differ most by one figure.
+
+    Attributes:
+        metric: the figure.
+        label: the class.
+        figures: all figures of that class.
+        table: its rates by group, of the groups that count.
+    """
+
+    metric: Metric
+    label: str
+    figures: Mapping[str, Metric]
+    table: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Counts:
     """What rates are made of.
 
@@ -354,8 +387,10 @@ class Counts:
         for i, name in enumerate(names):
             n = int(self.cells[i].sum())
             row: dict[str, Any] = {"group": str(name), "rows": n, "positive": int(self.cells[i, 2:].sum())}
+            of = {"true_positive_rate": row["positive"], "false_positive_rate": n - row["positive"]}
             for rate, value in values.items():
-                metric = interval(float(value[i]), draws[rate][:, i], trials=float(n), bounds=(0, 1))
+                trials = float(of.get(rate, n))
+                metric = interval(float(value[i]), draws[rate][:, i], trials=trials, bounds=(0, 1))
                 row |= {rate: metric.value, f"{rate}_low": metric.low, f"{rate}_high": metric.high}
             row |= {
                 "calibration_gap": float(self.gap[i]),

@@ -10,6 +10,7 @@ from pydantic import Field as Option
 from luban.auditing._base import Audit, AuditResult, Case
 from luban.auditing._small import Features, out_of_fold
 from luban.data.contracts import Array
+from luban.data.processors._deciding import class_shares
 from luban.registry import register
 
 __all__ = ["Labels", "suspects"]
@@ -26,6 +27,7 @@ class Labels(Audit):
 
     family: ClassVar[str] = "data"
     paper: ClassVar[str] = "Northcutt, Jiang & Chuang, 2021"
+    guarded: ClassVar[tuple[str, ...]] = ("folds",)
 
     predictions: Literal["small", "own"] = "small"
     """Whose opinion: a small model's, out of fold, or the artefact's own."""
@@ -44,8 +46,8 @@ class Labels(Audit):
         return None
 
     def run(self, case: Case) -> AuditResult:
-        scored = case.scored
-        n = min(self.rows, len(scored.rows))
+        scored = case.scored.take(self.rows)
+        n = len(scored.rows)
         result = AuditResult(self.type, rows=n)
         result.notes.append(
             f"{n:,} rows with a known truth, of {case.sample}; second opinion: "
@@ -55,21 +57,20 @@ class Labels(Audit):
                 else f"a small model, {self.folds} folds, out of fold"
             )
         )
-        features = Features.of(case.predictor, scored.rows.head(n)) if self.predictions == "small" else None
+        features = Features.of(case.predictor, scored.rows) if self.predictions == "small" else None
         for target, processor in case.targets.items():
             if processor.task not in ("binary", "multiclass"):
                 continue
-            labels = scored.truth[target][:n]
+            labels = scored.truth[target]
             if features is None:
-                scores = scored.scores[target][:n]
-                shares = np.stack([1 - scores, scores], 1) if scores.ndim == 1 else scores
+                opinion = class_shares(scored.scores[target])
             else:
                 case.report(f"a second opinion on '{target}'", 0, None)
-                shares = out_of_fold(features, labels, self.folds)
-            places = suspects(labels, shares)
+                opinion = out_of_fold(features, labels, self.folds)
+            places = suspects(labels, opinion)
             names = processor.classes()
             share = len(places) / n
-            accuracy = float((shares.argmax(1) == labels).mean())
+            accuracy = float((opinion.argmax(1) == labels).mean())
             result.figures[f"{target}.suspect_share"] = share
             result.figures["suspect_share"] = max(share, result.figures.get("suspect_share") or 0.0)
             result.figures[f"{target}.opinion_accuracy"] = accuracy
@@ -77,9 +78,9 @@ class Labels(Audit):
                 {
                     "row": int(case.sample.places[scored.places[i]]),
                     "label": names[labels[i]],
-                    "rather": names[int(shares[i].argmax())],
-                    "probability_of_label": float(shares[i, labels[i]]),
-                    "probability_of_other": float(shares[i].max()),
+                    "rather": names[int(opinion[i].argmax())],
+                    "probability_of_label": float(opinion[i, labels[i]]),
+                    "probability_of_other": float(opinion[i].max()),
                 }
                 for i in places[: self.shown].tolist()
             ]
@@ -104,7 +105,7 @@ class Labels(Audit):
         return result
 
 
-def suspects(labels: Array, shares: Array) -> Array:
+def suspects(labels: Array, opinion: Array) -> Array:
     """Return the rows whose label is probably wrong, the most suspicious first.
 
     The confident joint says how many rows with label i are rather of class j: those to which j is at least as probable as it
@@ -112,18 +113,18 @@ def suspects(labels: Array, shares: Array) -> Array:
 
     Args:
         labels: class numbers, (n,).
-        shares: probability of each class by a model that did not see the row, (n, classes).
+        opinion: probability of each class by a model that did not see the row, (n, classes).
 
     Example:
         >>> suspects(np.array([0, 0, 1, 1, 1]), np.array([[.9, .1], [.8, .2], [.1, .9], [.2, .8], [.95, .05]])).tolist()
         [4]
     """
-    n, classes = shares.shape
+    n, classes = opinion.shape
     usual = np.array(
-        [shares[labels == c, c].mean() if (labels == c).any() else np.inf for c in range(classes)]
+        [opinion[labels == c, c].mean() if (labels == c).any() else np.inf for c in range(classes)]
     )
-    confident = shares >= usual
-    likely = np.where(confident, shares, -1.0).argmax(1)
+    confident = opinion >= usual
+    likely = np.where(confident, opinion, -1.0).argmax(1)
     sure = confident.any(1)
     joint = np.zeros((classes, classes))
     np.add.at(joint, (labels[sure], likely[sure]), 1)
@@ -134,7 +135,7 @@ def suspects(labels: Array, shares: Array) -> Array:
         if label == other:
             continue
         mine = np.flatnonzero(labels == label)
-        margin = shares[mine, label] - shares[mine, other]
+        margin = opinion[mine, label] - opinion[mine, other]
         chosen = np.argsort(margin, kind="stable")[: round(joint[label, other])]
         chosen = chosen[margin[chosen] < 0]
         margins[mine[chosen]] = np.minimum(margins[mine[chosen]], margin[chosen])

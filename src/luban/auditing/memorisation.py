@@ -16,7 +16,7 @@ from luban.data.contracts import Array
 from luban.errors import DataError
 from luban.registry import register
 
-__all__ = ["Memorisation", "alternatives"]
+__all__ = ["Memorisation", "alternatives", "forms"]
 
 _MARKED = re.compile(r"\[\[(.+?)\]\]")
 _CLASSES = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
@@ -34,6 +34,7 @@ class Memorisation(Audit):
 
     family: ClassVar[str] = "privacy"
     paper: ClassVar[str] = "Carlini, Liu, Erlingsson, Kos & Song, 2019"
+    guarded: ClassVar[tuple[str, ...]] = ("canaries", "strings")
 
     canaries: str | None = None
     """A file with one canary a line."""
@@ -59,6 +60,12 @@ class Memorisation(Audit):
         generator = np.random.default_rng([SEED, 11])
         allowed = max(1, math.floor((self.strings + 1) * self.error / len(lines)))
         table = []
+        for number, line in enumerate(lines, 1):
+            if 1 < (there := forms(line)) <= self.strings:
+                raise DataError(
+                    f"the secret of canary {number} has only {there:,} forms, too few to be compared with {self.strings:,} other strings; "
+                    "mark a longer one, or lower memorisation.strings"
+                )
         for number, line in enumerate(lines):
             case.report("comparing canaries", number, len(lines))
             texts = [_MARKED.sub(r"\1", line), *alternatives(line, self.strings, generator)]
@@ -119,7 +126,7 @@ class Memorisation(Audit):
 
 
 def alternatives(line: str, count: int, generator: np.random.Generator) -> list[str]:
-    """Return strings of the same form: of the secret, each digit, letter and Chinese character is drawn anew.
+    """Return other strings of the same form: of the secret, each digit, letter and Chinese character is drawn anew.
 
     Raises:
         DataError: if nothing in the line can be drawn.
@@ -128,22 +135,37 @@ def alternatives(line: str, count: int, generator: np.random.Generator) -> list[
         >>> alternatives("pin [[12]]", 2, np.random.default_rng(0))
         ['pin 86', 'pin 52']
     """
-    marked = [place for match in _MARKED.finditer(line) for place in range(match.start(1), match.end(1))]
-    places = set(marked) or {i for i, letter in enumerate(line) if letter in string.digits}
-    known = [i for i in sorted(places) if _class_of(line[i])]
+    known, letters = _drawn(line), list(line)
     if not known:
         raise DataError(
             f"canary '{line[:40]}' holds no digit and no [[secret]], so there is nothing to compare it with; put its secret in double brackets"
         )
-    letters = list(line)
-    found = []
-    for _ in range(count):
+    found: list[str] = []
+    while len(found) < count:
         drawn = list(letters)
         for i in known:
             choices = _class_of(line[i])
             drawn[i] = choices[int(generator.integers(len(choices)))]
-        found.append(_MARKED.sub(r"\1", "".join(drawn)))
+        if drawn != letters:  # the secret itself is no other string
+            found.append(_MARKED.sub(r"\1", "".join(drawn)))
     return found
+
+
+def forms(line: str) -> int:
+    """Return how many strings of the form of a secret there are.
+
+    Example:
+        >>> forms("pin [[12]]"), forms("pin [[a7]]")
+        (100, 260)
+    """
+    return math.prod(len(_class_of(line[i])) for i in _drawn(line))
+
+
+def _drawn(line: str) -> list[int]:
+    """Return the places of a line that are drawn anew."""
+    marked = [place for match in _MARKED.finditer(line) for place in range(match.start(1), match.end(1))]
+    places = set(marked) or {i for i, letter in enumerate(line) if letter in string.digits}
+    return [i for i in sorted(places) if _class_of(line[i])]
 
 
 def _class_of(letter: str) -> str:

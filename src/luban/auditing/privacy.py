@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,7 +14,7 @@ from luban.auditing._base import SEED, Audit, AuditResult, Case, Scored, Severit
 from luban.auditing._shadow import shadows
 from luban.auditing._small import auc
 from luban.data.contracts import Array
-from luban.data.pipeline import row_keys
+from luban.data.sampling import Sample
 from luban.evaluation.intervals import Metric, interval
 from luban.registry import register
 
@@ -26,19 +28,21 @@ _FALSE = 0.001  # of false alarms that the attacker accepts
 class Privacy(Audit):
     """Attacks that guess from the model's loss on a row whether it was trained on it.
 
-    The loss-threshold attack (Yeom et al., 2018) takes rows of low loss for members. With `references`, models are trained in the
-    same way on halves of the training rows, and a row's confidence is compared with that of the models that never saw it: the
-    offline attack of Carlini et al., 2022 (LiRA), which finds those few whom the average hides. AUC is 0.5 where nothing leaks;
-    what matters to people is the share of members found at 0.1 % false alarms.
+    The loss-threshold attack (Yeom et al., 2018) takes rows of low loss for members. With `references`, models are trained by the
+    same recipe on halves of the members looked at, to their last weights, and a row's confidence is compared with that of the
+    models that never saw it, all before any decision: the offline attack of Carlini et al., 2022 (LiRA), which finds those few
+    whom the average hides. AUC is 0.5 where nothing leaks; what matters to people is the share of members found at 0.1 % false
+    alarms, which takes at least 1,000 rows on either side.
     """
 
     family: ClassVar[str] = "privacy"
     paper: ClassVar[str] = "Yeom et al., 2018; Carlini et al., 2022"
+    guarded: ClassVar[tuple[str, ...]] = ("references",)
 
     rows: Annotated[int, Option(ge=100)] = 5_000
     """Members looked at, and as many others, at the most."""
     references: Annotated[int, Option(ge=0)] = 0
-    """Models trained for the likelihood-ratio attack; each costs half a training. Below 4 it tells little."""
+    """Models trained for the likelihood-ratio attack; each costs a training on half of `rows`. Below 4 it tells little."""
     tolerance: Annotated[float, Option(gt=0, lt=0.5)] = 0.05
     """AUC above 0.5 from which a finding is medium; high from three times that."""
 
@@ -52,9 +56,9 @@ class Privacy(Audit):
     def run(self, case: Case) -> AuditResult:
         training = case.training
         assert training is not None, "refusal() comes first"
-        members, others = training.rows.head(self.rows), self._others(case, training.rows)
-        n = min(len(members), len(others))
-        members, others = members.head(n), others.head(n)
+        others = self._others(case)
+        n = min(self.rows, len(training.rows), len(others))
+        members, others = training.take(n).rows, Sample.of(others).take(n).rows
         result = AuditResult(self.type, rows=2 * n)
         result.notes.append(
             f"{n:,} training rows (of {training}) and {n:,} rows that it was not trained on (of {case.sample})"
@@ -64,7 +68,7 @@ class Privacy(Audit):
             return result
         if n < 1 / _FALSE:
             result.notes.append(
-                f"{_FALSE:.1%} false alarms of {n:,} rows is less than one row, so none is taken"
+                f"{_FALSE:.1%} false alarms of {n:,} rows is less than one row, so how many are found at that is not said"
             )
         if self.references and not case.targets:
             result.notes.append("reference models are for targets that are columns; only the loss is used")
@@ -83,22 +87,23 @@ class Privacy(Audit):
             )
         return result
 
-    def _others(self, case: Case, training: pl.DataFrame) -> pl.DataFrame:
+    def _others(self, case: Case) -> pl.DataFrame:
         """Return the rows to look at without those whose inputs are a training row's."""
-        predictor = case.predictor
-        inputs = predictor.pipeline.given
-        known = row_keys(predictor.clean(training), inputs)
-        return case.rows.filter(pl.Series(~np.isin(row_keys(predictor.clean(case.rows), inputs), known)))
+        return case.rows.filter(pl.Series(~np.isin(case.keys(case.rows), case.training_keys)))
 
     def _ratio(self, case: Case, members: pl.DataFrame, others: pl.DataFrame) -> tuple[Array, Array]:
         rows = pl.concat([members, others.select(members.columns)], how="vertical_relaxed")
-        own = _confidence(case, case.score(rows), len(rows))
+        # Reference models have no decisions: what a temperature changes is no trace of training.
+        bare = Case(replace(case.predictor, decisions=[]), case.sample)
+        own = _confidence(bare, bare.score(rows), len(rows))
         seen: list[Array] = []
         found: list[Array] = []
+        generator = np.random.default_rng([SEED, 12])
         for predictor, inside in shadows(case, members, self.references):
             reference = Case(predictor, case.sample)
             found.append(_confidence(reference, reference.score(rows), len(rows)))
-            seen.append(np.concatenate([inside, np.zeros(len(others), dtype=bool)]))
+            # No model saw the others, but the mean of more models is surer: of them, too, half of the models are asked.
+            seen.append(np.concatenate([inside, generator.random(len(others)) < 0.5]))
         scores = likelihood_ratio(own, np.stack(found), np.stack(seen))
         return scores[: len(members)], scores[len(members) :]
 
@@ -124,7 +129,12 @@ class Privacy(Audit):
             return
         result.find(
             severity,
-            f"from {how} one can tell rows it was trained on from others (AUC {area.value:.3f}, 0.5 is not at all; {rate.value:.2%} of its training rows are found at 0.1 % false alarms)",
+            f"from {how} one can tell rows it was trained on from others (AUC {area.value:.3f}, 0.5 is not at all"
+            + (
+                ")"
+                if rate.value is None
+                else f"; {rate.value:.2%} of its training rows are found at 0.1 % false alarms)"
+            ),
             "The model remembers single rows: stop earlier, make it smaller, add dropout or weight decay, drop duplicates; where the rows "
             "are about people, do not give the model or its scores away before this is mended.",
             {"auc": area.value, "low": area.low, "high": area.high, "tpr": rate.value},
@@ -133,6 +143,8 @@ class Privacy(Audit):
 
 def attack(members: Array, others: Array) -> dict[str, Metric]:
     """Return AUC and true positive rate at 0.1 % false positives of a score that is higher for members, with intervals.
+
+    The rate is None below 1,000 others, of which 0.1 % is less than one.
 
     Args:
         members: scores of rows trained on, (n,).
@@ -151,13 +163,17 @@ def attack(members: Array, others: Array) -> dict[str, Metric]:
 def _measured(members: Array, others: Array) -> dict[str, float]:
     scores = np.concatenate([members, others])
     mine = np.arange(len(scores)) < len(members)
-    allowed = int(_FALSE * len(others))
+    allowed = int(_FALSE * len(others) + 1e-9)
+    if not allowed:  # above the highest of few others there is more than the 0.1 % that nobody could count
+        return {"auc": auc(mine, scores), "tpr": math.nan}
     bound = np.sort(others)[::-1][allowed]  # so many of the others lie above it, and no more
     return {"auc": auc(mine, scores), "tpr": float((members > bound).mean())}
 
 
 def likelihood_ratio(own: Array, references: Array, seen: Array) -> Array:
     """Return how unusual each row's confidence is among models that did not see it, (n,); NaN where fewer than two did not.
+
+    How many did not must have the same law for members and others, or the means of one are surer than those of the other.
 
     Args:
         own: confidence of the model that is attacked, (n,).

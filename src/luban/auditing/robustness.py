@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field as Option
 
 from luban.auditing._attack import Kind, attacked, kinds_of
-from luban.auditing._base import SEED, Audit, AuditResult, Case, Severity, losses, right
+from luban.auditing._base import SEED, Audit, AuditResult, Case, Scored, Severity, losses, right
 from luban.auditing._perturbations import perturbations
 from luban.data.contracts import Array
-from luban.errors import InputError, did_you_mean
+from luban.errors import InputError, RecipeError, did_you_mean
 from luban.registry import register
 
 __all__ = ["Robustness"]
@@ -29,6 +29,7 @@ class Robustness(Audit):
 
     family: ClassVar[str] = "robustness"
     paper: ClassVar[str] = "Goodfellow et al., 2015; Madry et al., 2018; Belinkov & Bisk, 2018"
+    guarded: ClassVar[tuple[str, ...]] = ("steps",)
 
     rows: Annotated[int, Option(ge=10)] = 1000
     """Rows looked at, at the most."""
@@ -52,9 +53,8 @@ class Robustness(Audit):
         return None if case.targets else "the artefact predicts no column whose truth could be kept or lost"
 
     def run(self, case: Case) -> AuditResult:
-        whole = case.scored
-        n = min(self.rows, len(whole.rows))
-        rows = whole.rows.head(n)
+        whole = case.scored.take(self.rows)
+        n, rows = len(whole.rows), whole.rows
         result = AuditResult(self.type, rows=n)
         result.notes.append(f"{n:,} rows with a known truth, of {case.sample}, before and after each change")
         inputs = {name: one for name, one in case.predictor.pipeline.given.items() if name in rows.columns}
@@ -68,7 +68,7 @@ class Robustness(Audit):
                 )
         table: list[dict[str, Any]] = []
         before = {
-            target: right(one, whole.truth[target][:n], whole.scores[target][:n])
+            target: right(one, whole.truth[target], whole.scores[target])
             for target, one in case.targets.items()
         }
         for number, name in enumerate(wanted):
@@ -76,7 +76,7 @@ class Robustness(Audit):
 
             def measure(name: str = name) -> list[dict[str, Any]]:
                 after = (
-                    self._attack(case, name, n)
+                    self._attack(case, name, whole)
                     if name in attacks
                     else self._change(case, known[name], rows, n)
                 )
@@ -84,7 +84,13 @@ class Robustness(Audit):
                     self._row(case, name, target, before[target], *after[target]) for target in case.targets
                 ]
 
-            own = case.store(f"{self.type}/{name}", measure)
+            try:
+                own = case.store(f"{self.type}/{name}", measure)
+            except RecipeError as error:
+                if self.changes is not None or name not in attacks:
+                    raise
+                result.notes.append(f"{name} is left out: {error}")
+                continue
             table += own
             harmless = name in known and known[name].harmless
             for row in own:
@@ -103,11 +109,9 @@ class Robustness(Audit):
             after[target] = kept, float(losses(processor, truth, scores).mean())
         return after
 
-    def _attack(self, case: Case, name: str, n: int) -> dict[str, tuple[Array, float]]:
+    def _attack(self, case: Case, name: str, whole: Scored) -> dict[str, tuple[Array, float]]:
         method, kind = name.split("_", 1)
-        whole = case.scored
-        rows = case.predictor.clean(whole.rows.head(n))
-        truth = {target: values[:n] for target, values in whole.truth.items()}
+        rows, truth = case.predictor.clean(whole.rows), whole.truth
         steps = 1 if method == "fgsm" else self.steps
         outputs = attacked(case.predictor, rows, truth, cast(Kind, kind), getattr(self, kind), steps)
         after = {}

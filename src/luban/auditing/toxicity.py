@@ -6,15 +6,20 @@ import re
 import unicodedata
 from typing import Annotated, Any, ClassVar, Literal
 
+import polars as pl
 from pydantic import Field as Option
 
 from luban.auditing._base import Audit, AuditResult, Case, Severity
 from luban.auditing.calibration import coverage_interval
 from luban.auditing.memorisation import read_lines
-from luban.data.augment._text import is_cjk
+from luban.data.augment._text import CJK, is_cjk
+from luban.data.contracts import Array
+from luban.data.sampling import Sample
 from luban.registry import register
 
 __all__ = ["Toxicity", "matcher"]
+
+_LETTER = rf"[^\W{CJK}]"  # of a word that spaces part from others
 
 
 @register("audits")
@@ -27,6 +32,7 @@ class Toxicity(Audit):
 
     family: ClassVar[str] = "generation"
     paper: ClassVar[str] = "Gehman et al., 2020"
+    guarded: ClassVar[tuple[str, ...]] = ("words", "prompts", "refusals", "max_tokens")
 
     words: str | None = None
     """A file with a word or a phrase a line that no text should hold."""
@@ -55,16 +61,17 @@ class Toxicity(Audit):
 
     def run(self, case: Case) -> AuditResult:
         predictor = case.predictor
-        rows: list[dict[str, Any]]
         column = (
             predictor.speaker.column
             if predictor.speaker is not None
             else next(iter(predictor.pipeline.given))
         )
         if self.prompts is not None:
-            rows = [{column: line} for line in read_lines(self.prompts, "prompts")[: self.rows]]
+            lines = pl.DataFrame({column: read_lines(self.prompts, "prompts")})
+            sample = Sample.of(lines).take(self.rows)
         else:
-            rows = case.rows.head(self.rows).to_dicts()
+            sample = case.sample.take(self.rows)
+        rows = sample.rows.to_dicts()
         generation: dict[str, Any] = {"max_tokens": self.max_tokens}
         if self.temperature:
             generation |= {"temperature": self.temperature, "seed": 0}
@@ -76,15 +83,15 @@ class Toxicity(Audit):
                 texts.append(str(one.get(key, "")))
         result = AuditResult(self.type, rows=len(texts))
         result.notes.append(
-            f"{len(texts):,} texts of at most {self.max_tokens} tokens, temperature {self.temperature:g}"
+            f"{len(texts):,} texts of at most {self.max_tokens} tokens, temperature {self.temperature:g}; prompts: {sample}"
         )
         if self.words is not None:
-            self._words(result, texts, self.words)
+            self._words(result, texts, self.words, sample.places)
         if self.refusals is not None:
             self._refused(result, texts, self.refusals)
         return result
 
-    def _words(self, result: AuditResult, texts: list[str], path: str) -> None:
+    def _words(self, result: AuditResult, texts: list[str], path: str, numbers: Array) -> None:
         search = matcher(read_lines(path, "list of words"))
         found = [search(text) for text in texts]
         share, low, high = _share(sum(map(bool, found)), len(texts))
@@ -97,7 +104,9 @@ class Toxicity(Audit):
             {"word": word, "texts": n} for word, n in sorted(counts.items(), key=lambda one: -one[1])[:100]
         ]
         result.tables["texts"] = [
-            {"prompt": i, "text": texts[i][:300], "words": words} for i, words in enumerate(found) if words
+            {"prompt": int(numbers[i]), "text": texts[i][:300], "words": words}
+            for i, words in enumerate(found)
+            if words
         ][:50]
         if share:
             result.find(
@@ -133,12 +142,12 @@ def matcher(words: list[str]) -> Any:
 
     Example:
         >>> search = matcher(["ass", "混蛋"])
-        >>> search("A class."), search("你这混蛋！ASS")
+        >>> search("A class."), search("你这混蛋！ASS好")
         ([], ['混蛋', 'ass'])
     """
     plain = dict.fromkeys(_fold(word) for word in words)
     parts = [
-        re.escape(word) if any(map(is_cjk, word)) else rf"(?<!\w){re.escape(word)}(?!\w)"
+        re.escape(word) if any(map(is_cjk, word)) else rf"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})"
         for word in sorted(plain, key=len, reverse=True)
     ]
     pattern = re.compile("|".join(parts))

@@ -30,7 +30,7 @@ class Decision(Component):
     """Kinds of targets it fits."""
 
     untouched: ClassVar[bool] = False
-    """Whether it must be fitted on rows that no other decision was fitted on."""
+    """Whether it must be fitted on rows that no other decision was fitted on; such decisions stand last."""
 
     target: str | None = None
     """The target column; if left out, the only one that fits."""
@@ -74,7 +74,7 @@ class Decision(Component):
             processor: of the target.
             output: what the model puts out, after the decisions before this one, (n, width).
             truth: as `Processor.truth` gives it.
-            rows: the cleaned rows, (n,).
+            rows: of the cleaned rows the columns that decisions need, (n,).
 
         Returns:
             What was learnt, in one sentence.

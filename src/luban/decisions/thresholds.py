@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["Thresholds"]
 
 _MISSING = "(missing)"
 _STEPS = 400  # rates tried
+_FEW = 50  # rates of a group that are tried besides
 
 
 @register("decisions")
@@ -42,7 +44,7 @@ class Thresholds(Decision):
     constraint: Literal["demographic_parity", "equal_opportunity"] = "demographic_parity"
     """What is to be alike: the share predicted positive, or that share among the rows that are positive."""
     max_difference: Annotated[float, Option(ge=0, le=1)] = 0.0
-    """How far groups may differ on the validation rows."""
+    """How far groups may differ on the validation rows, within one row of each group."""
     min_rows: Annotated[int, Option(ge=1)] = 20
     """Rows (positive ones, for equal_opportunity) that a group needs to have a threshold of its own."""
 
@@ -64,29 +66,47 @@ class Thresholds(Decision):
         assert isinstance(processor, Binary)
         words, logits, own = self._words(rows), output[:, 0].astype(np.float64), _logit(processor.threshold)
         curves: dict[str, tuple[Array, Array, Array]] = {}
+        counts: dict[str, int] = {}
         for word in np.unique(words):
             mine = words == word
             counted = mine if self.constraint == "demographic_parity" else mine & (truth == 1)
             if counted.sum() >= self.min_rows:
                 curves[str(word)] = _curve(logits[mine], truth[mine], counted[mine])
+                counts[str(word)] = int(counted.sum())
         if len(curves) < 2:
             raise RecipeError(
                 f"decide thresholds: fewer than two groups of '{self.by}' have {self.min_rows} validation rows; lower min_rows or raise data.split.validation"
             )
-        best: tuple[float, dict[str, float]] | None = None
-        for low in np.linspace(0, 1, _STEPS + 1):
+        best: tuple[float, dict[str, int]] | None = None
+        for low in self._lows([rates for _, rates, _ in curves.values()]):
             chosen, right = {}, 0.0
-            for word, (cuts, rates, hits) in curves.items():
+            for word, (_, rates, hits) in curves.items():
                 inside = np.flatnonzero((rates >= low - 1e-12) & (rates <= low + self.max_difference + 1e-12))
-                # No cut may give just this rate: the nearest one then serves.
+                # No cut may give just this rate; one that is off by half a row at the most then serves.
                 at = inside[hits[inside].argmax()] if len(inside) else int(np.abs(rates - low).argmin())
-                chosen[word], right = float(cuts[at]), right + float(hits[at])
-            if best is None or right > best[0]:
-                best = right, chosen
-        assert best is not None
-        self._shifts = {word: own - cut for word, cut in best[1].items()}
-        shown = ", ".join(f"{word} {_chance(cut):.3f}" for word, cut in best[1].items())
-        return f"thresholds of '{self.column}' by {self.by}: {shown}, by {len(output):,} validation rows"
+                if not len(inside) and abs(rates[at] - low) > 0.5 / counts[word] + 1e-12:
+                    break
+                chosen[word], right = int(at), right + float(hits[at])
+            else:
+                if best is None or right > best[0]:
+                    best = right, chosen
+        assert best is not None, "a rate of 0 is there for every group"
+        cuts = {word: float(curves[word][0][at]) for word, at in best[1].items()}
+        reached = [float(curves[word][1][at]) for word, at in best[1].items()]
+        self._shifts = {word: own - cut for word, cut in cuts.items()}
+        shown = ", ".join(f"{word} {_chance(cut):.3f}" for word, cut in cuts.items())
+        return (
+            f"thresholds of '{self.column}' by {self.by}: {shown}, by {len(output):,} validation rows, "
+            f"where groups differ by {max(reached) - min(reached):.3f}"
+        )
+
+    def _lows(self, rates: Sequence[Array]) -> Array:
+        """Return lowest rates to try: a grid, and where a group has few rates, those."""
+        few = [own for own in rates if len(own) <= _FEW]
+        tried = np.concatenate(
+            [np.linspace(0, 1, _STEPS + 1), *few, *(own - self.max_difference for own in few)]
+        )
+        return np.unique(tried[tried >= 0].round(12))
 
     def outputs(self, output: Array, rows: pl.DataFrame) -> Array:
         shifts = np.array([self._shifts.get(str(word), 0.0) for word in self._words(rows)])

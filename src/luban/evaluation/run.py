@@ -12,8 +12,7 @@ import polars as pl
 from luban.data.batch import Batch
 from luban.data.contracts import Array, Flat, Processor
 from luban.data.pipeline import WEIGHT, Pipeline
-from luban.data.processors.binary import Binary
-from luban.data.processors.set import Set
+from luban.data.processors._deciding import threshold_of
 from luban.data.ragged import Ragged
 from luban.errors import DataError, did_you_mean
 from luban.evaluation.language import LanguageCollector
@@ -22,7 +21,7 @@ from luban.evaluation.records import Pool
 from luban.language import Score, Speaker
 from luban.predict import Predictor
 
-__all__ = ["Evaluation", "TrainingScorer", "collector_of", "evaluate"]
+__all__ = ["Evaluation", "TrainingScorer", "collector_of", "evaluate", "threshold_of"]
 
 _SLICES = 50  # values of a slicing column, at most; the rarer ones are put together
 _OTHERS = "(others)"
@@ -34,11 +33,6 @@ def collector_of(processor: Processor, pool: Pool) -> Collector:
     return Collector(
         cast(Task, processor.task), processor.classes() or None, threshold=threshold_of(processor), pool=pool
     )
-
-
-def threshold_of(processor: Processor) -> float:
-    """Return the probability from which a target's word is predicted."""
-    return processor.threshold if isinstance(processor, Binary | Set) else 0.5
 
 
 @dataclass

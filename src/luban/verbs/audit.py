@@ -15,17 +15,20 @@ from luban import files
 from luban._version import __version__
 from luban.artefact import Artefact, write_json
 from luban.auditing._base import Audit, Case
-from luban.auditing._run import Store, choose, figures_of, run
+from luban.auditing._run import Store, choose, figures_of, guarded, run
 from luban.console import Console
 from luban.data.sampling import Sample
 from luban.errors import DataError, InputError, LubanError, did_you_mean
 from luban.gates import SEVERITIES, Gate, judge
-from luban.origin import of_split, require_split
+from luban.origin import Unknown, of_split, require_split
 from luban.predict import Predictor, of_artefact
+from luban.recipe import Component
+from luban.verbs.evaluate import trained_on
 from luban.verbs.rows import chunks_of, is_literal, open_data
 
 __all__ = ["LIMIT", "audit"]
 
+_FILES = ("model.safetensors", "config.json", "preprocessing.json", "recipe.yaml", "lineage.json")
 LIMIT = 20_000
 """Rows of each stream that are looked at, at the most."""
 
@@ -90,8 +93,10 @@ def audit(
     case = Case(predictor, Sample.of(pl.DataFrame()))
     case.recipe, case.lineage, case.limit, case.report = loaded.recipe, loaded.lineage, limit, console.stage
     recipe = case.resolved
-    chosen, asked = choose(only, recipe.audits if recipe is not None else (), options)
-    split = _split_of(loaded, data, split, console)
+    given = recipe.audits if recipe is not None else ()
+    chosen, asked = choose(only, given, options, foreign=True)
+    _tell_guarded(given, chosen, options, console)
+    split, case.caution = _split_of(loaded, data, split, console)
     case.sample = _drawn(loaded, predictor, data, split, limit, console)
     case.by = list(by) or list(predictor.pipeline.groups)
     for name in by:
@@ -109,13 +114,14 @@ def audit(
     console.end_stage()
     figures = figures_of(results)
     gates = [Gate.parse(text) for text in (recipe.gates if recipe is not None else [])]
-    known = {one.audit for one in results}
-    gates = [one for one in gates if one.sign == "no" or (one.audit in known and one.name in figures)]
+    # Gates about metrics are the business of training, those about audits left out by --only of the next audit.
+    done = {one.type for one in chosen}
+    gates = [one for one in gates if one.sign == "no" or one.audit in done]
     findings = sorted(
         (finding for one in results for finding in one.to_json()["findings"]),
         key=lambda one: SEVERITIES.index(one["severity"]),
     )
-    verdicts = judge(gates, figures, [one["severity"] for one in findings])
+    verdicts = judge(gates, figures, [one["severity"] for one in findings] if results else None)
     bad = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on else ()
     result = {
         "artefact": str(artefact),
@@ -124,7 +130,10 @@ def audit(
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": len(case.rows),
         "of": case.sample.total,
-        "passed": all(one.passed for one in verdicts) and not any(f["severity"] in bad for f in findings),
+        # Where nothing was looked at, nothing was found, and that is no yes.
+        "passed": all(one.passed for one in verdicts)
+        and not any(f["severity"] in bad for f in findings)
+        and (fail_on is None or bool(results)),
         "findings": findings,
         "figures": figures,
         "gates": [one.to_json() for one in verdicts],
@@ -142,21 +151,47 @@ def audit(
     return result
 
 
-def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) -> str | None:
-    """Return the split whose rows are looked at: what was asked for, or of the training file itself what was held out."""
+def _tell_guarded(
+    given: Sequence[Component], chosen: Sequence[Audit], options: Sequence[str], console: Console
+) -> None:
+    """Say which options of the artefact's recipe are not taken unasked, since they read files or take long."""
+    names, said = {one.type for one in chosen}, {text.partition("=")[0] for text in options}
+    left = [
+        text
+        for text in guarded(given)
+        if text.partition(".")[0] in names and text.partition("=")[0] not in said
+    ]
+    if left:
+        console.say(f"not taken from the artefact's recipe unless you say it: {' '.join(left)}")
+
+
+def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) -> tuple[str | None, str]:
+    """Return the split whose rows are looked at, and what flatters the artefact there.
+
+    It is the split that was asked for, or of the training file itself what was held out.
+    """
+    caution = ""
     if split is not None:
         require_split(loaded.lineage, split, loaded.path)
-        return split
-    if _fingerprint(data) is None or _fingerprint(data) != loaded.lineage.get("data", {}).get("train"):
-        return None
-    held = next((s for s in ("test", "validation") if loaded.lineage.get("rows", {}).get(s)), None)
-    if held is None or "split" not in loaded.lineage:
-        console.say("careful: the artefact was trained on this very file, so what is found flatters it")
-        return None
-    console.say(
-        f"the artefact was trained on this very file: its {held} rows are looked at (--split says otherwise)"
-    )
-    return held
+    elif trained_on(loaded, data):
+        rows, own = loaded.lineage.get("rows", {}), loaded.lineage.get("data", {})
+        # A split with data of its own lies in another file.
+        split = next((s for s in ("test", "validation") if rows.get(s) and s not in own), None)
+        split = split if "split" in loaded.lineage else None
+        if split is None:
+            caution = "the artefact was trained on this very file, so what is found flatters it"
+        else:
+            console.say(
+                f"the artefact was trained on this very file: its {split} rows are looked at (--split says otherwise)"
+            )
+    if split == "train":
+        caution = "these rows are those that the artefact was trained on, so what is found flatters it"
+    if split == "validation" and loaded.decisions:
+        names = ", ".join(dict.fromkeys(one.type for one in loaded.decisions))
+        caution = f"{names} of the artefact were fitted on these rows, so what is found flatters it"
+    if caution:
+        console.say(f"careful: {caution}")
+    return split, caution
 
 
 def _drawn(
@@ -180,8 +215,8 @@ def _work(
     """Return the folder of what is finished: another for another artefact, other rows or other options."""
     what = [
         __version__,
-        files.sha256_of(loaded.path / "model.safetensors"),
-        files.sha256_of(loaded.path / "config.json"),
+        *(files.sha256_of(loaded.path / name) for name in _FILES if (loaded.path / name).is_file()),
+        str(case.origin) if isinstance(case.origin, Unknown) else "its training rows are at hand",
         _fingerprint(data) or _hash_of(case.rows),
         None
         if against is None or case.against is None
@@ -190,9 +225,16 @@ def _work(
         case.limit,
         case.by,
         [one.model_dump() for one in audits],
+        [files.sha256_of(path) for one in audits for path in _named_by(one)],
     ]
     text = json.dumps(what, sort_keys=True, ensure_ascii=False, default=str)
     return files.cache_folder() / "audits" / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _named_by(audit: Audit) -> list[Path]:
+    """Return the files that the options of an audit name: of words, of prompts, of secrets."""
+    values = [getattr(audit, key) for key in audit.guarded]
+    return [Path(value) for value in values if isinstance(value, str) and Path(value).is_file()]
 
 
 def _fingerprint(data: str) -> str | None:

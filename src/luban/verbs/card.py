@@ -45,9 +45,10 @@ def text(metrics: dict[str, Any], lineage: dict[str, Any], recipe: Recipe, param
         "## Measured",
         "",
     ]
-    if metrics:
+    if "rows" in metrics:  # gates alone were judged, but on no rows
+        chosen = _kept(lineage["progress"], recipe) if metrics["measured_on"] == "validation" else ""
         lines += [
-            f"On {metrics['rows']:,} {metrics['measured_on']} rows, which it was not trained on ({metrics['when']}); 95 % bootstrap intervals.",
+            f"On {metrics['rows']:,} {metrics['measured_on']} rows, which it was not trained on{' but its weights were chosen by' if chosen else ''} ({metrics['when']}); 95 % bootstrap intervals.",
             "",
             "| metric | value | from | to |",
             "|---|---:|---:|---:|",

@@ -11,7 +11,7 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.errors import DataError, LubanError
 from luban.evaluation.run import evaluate as score
-from luban.origin import of_split, require_split
+from luban.origin import of_split, require_split, with_options_of
 from luban.predict import of_artefact
 from luban.verbs.rows import chunks_of, is_literal, open_data
 
@@ -77,10 +77,18 @@ def evaluate(
 
 
 def trained_on(artefact: Artefact, data: str) -> bool:
-    """Whether rows are the very data that an artefact was trained on, by their hash."""
+    """Whether rows are the very data that an artefact was trained on, by their hash.
+
+    A hash is of contents and of the options that read them, so the artefact's own options are tried, too.
+    """
     if data == "-" or is_literal(data):
         return False
+    known = artefact.lineage.get("data", {}).get("train")
     try:
-        return bool(open_data(data).fingerprint() == artefact.lineage.get("data", {}).get("train"))
-    except LubanError:  # whatever is wrong with the data is said when it is read
+        source = open_data(data)
+        if known is None or source.fingerprint() == known:
+            return known is not None
+        again = with_options_of(artefact.recipe, source)
+        return again is not None and again.fingerprint() == known
+    except (LubanError, OSError):  # whatever is wrong with the data is said when it is read
         return False
