@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from table_cases import INPUTS, people, predictor_of, text_case
@@ -17,6 +19,7 @@ from luban.explaining._base import Explanation
 from luban.explaining._case import Case
 from luban.explaining.influence import Influence
 from luban.predict import load
+from luban.training.checkpoint import split
 from luban.verbs.train import train
 from tiny_case import RECIPE, write_rows
 
@@ -135,3 +138,38 @@ def test_checkpoints_of_a_run_are_read(tmp_path: Path) -> None:
     assert "2 sets of weights" in both.notes[-1]
     assert "1 set of weights" in final.notes[-1]
     assert both.tables["for"][0]["influence"] != final.tables["for"][0]["influence"]
+
+
+def test_weights_count_as_much_as_their_learning_rate(tmp_path: Path) -> None:
+    frame = people(40)
+    case = case_of(frame, frame.head(1), steps=5)
+
+    def save(step: int, factor: float, rate: float | None) -> None:
+        folder = tmp_path / f"step-{step}"
+        folder.mkdir(exist_ok=True)
+        state = case.predictor.model.state_dict()
+        weights = {f"/step/model/{name}": factor * one for name, one in state.items()}
+        safetensors.torch.save_file(weights, folder / "tensors.safetensors")
+        group = {} if rate is None else {"lr": rate}
+        plain = split({"step": {"optimizer": {"param_groups": [group]}}}, {})
+        (folder / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+
+    def influence(folder: Path) -> np.ndarray:
+        one = found(case, top=40, of="truth", cosine=False, checkpoints=str(folder))[0]
+        lines = {line["row"]: line["influence"] for line in one.tables["for"] + one.tables["against"]}
+        return np.asarray([lines.get(row, 0.0) for row in range(40)])
+
+    alone = []
+    for factor in (1.0, 2.0):
+        save(1, factor, 0.5)
+        alone.append(influence(tmp_path))
+    save(1, 1.0, 0.3)
+    save(2, 2.0, 0.1)
+    np.testing.assert_allclose(influence(tmp_path), 0.75 * alone[0] + 0.25 * alone[1], atol=1e-9)
+    save(2, 2.0, 0.0)
+    np.testing.assert_allclose(influence(tmp_path), alone[0], atol=1e-9)
+    save(1, 1.0, 0.0)
+    np.testing.assert_allclose(influence(tmp_path), (alone[0] + alone[1]) / 2, atol=1e-9)
+    save(2, 2.0, None)
+    with pytest.raises(InputError, match="names no learning rate"):
+        influence(tmp_path)

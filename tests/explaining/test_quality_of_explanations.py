@@ -108,6 +108,24 @@ def test_images_and_tables_are_measured_and_maps_are_not() -> None:
     assert all(not one.quality for one in found)
 
 
+@pytest.mark.parametrize("method", ["influence", "counterfactual"])
+def test_what_has_no_values_is_not_measured(method: str) -> None:
+    """Training rows have no place in the row, and a change that was not found has none either."""
+    case = table_case(3)
+    found = Occlusion().explain(case)
+    for one in found[1 if method == "counterfactual" else 0 :]:
+        one.parts = {}
+
+    class Found(Occlusion):
+        def explain(self, case: Case) -> list[Explanation]:
+            return found
+
+    for one in found:
+        one.quality = {}
+    measure(case, Found(), found)
+    assert [bool(one.quality) for one in found] == [method == "counterfactual", False, False]
+
+
 def test_json_has_no_number_that_is_none() -> None:
     assert plain({"a": np.float32(0.1), "b": [float("nan"), 2]}) == {"a": 0.1, "b": [None, 2]}
 

@@ -19,6 +19,7 @@ from luban.explaining._base import Explainer
 from luban.explaining._case import Case
 from luban.predict import Predictor
 from luban.registry import lookup
+from luban.training.checkpoint import split
 
 METHODS = [
     "counterfactual", "embeddings", "influence", "partial_dependence", "permutation_importance", "probe", "shapley", "surrogate",
@@ -189,5 +190,7 @@ def test_every_key_changes_what_is_found(
         (tmp_path / "step-1").mkdir()
         weights = {f"/step/model/{name}": 2 * one for name, one in state.items()}
         safetensors.torch.save_file(weights, tmp_path / "step-1" / "tensors.safetensors")
+        rate = split({"step": {"optimizer": {"param_groups": [{"lr": 0.1}]}}}, {})
+        (tmp_path / "step-1" / "state.json").write_text(json.dumps(rate), encoding="utf-8")
     cls = lookup("explainers", method)
     assert result_of(cls(**base), case) != result_of(cls(**base, **{key: value}), case)

@@ -226,6 +226,35 @@ def test_tables_are_drawn_and_escaped() -> None:
     assert "a&lt;b" in _render.tables_html(tables)
 
 
+def test_what_cells_hold_cannot_steer_a_terminal() -> None:
+    pieces = [Piece("bad\x1b[2J", 0, 7), Piece("\x9b", 7, 8)]
+    one = Explanation(
+        0, "m", "t\x1b]0;x\x07", "c\x1b", 1.0, parts={"a\x1b": Part("a\x1b", "tokens", [1.0, -1.0], pieces)}
+    )
+    one.parts["a\x1b"].shown = "bad\x1b[2J\x9b"
+    one.notes.append("then it is '\x1b[31m'")
+    one.tables["changes"] = [{"to": "\x1b[8m"}]
+    for color in (False, True):
+        text = _render.terminal(one.to_json(), color=color)
+        rest = re.sub(r"\x1b\[(48;2;\d+;\d+;\d+|38;2;0;0;0|0)m", "", text)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", rest)
+        assert "bad␛[2J" in rest
+    assert "\x1b" not in _render.tables_text({"values\x1b": [{"a\x1b": "\x1b[8m"}]})
+
+
+def test_pictures_of_columns_that_are_called_alike_lie_apart(tmp_path: Path) -> None:
+    import numpy as np
+
+    page = _render.Page(tmp_path, {"method": "m", "artefact": "a", "paper": "p", "limits": "l"})
+    parts = {name: Part(name, "image", np.eye(4) * i) for i, name in enumerate(("a b", "a_b", "A b"), 1)}
+    for row in (0, 1):
+        page.add(Explanation(row, "m", "t", "c", 1.0, parts=parts).to_json())
+    page.file.close()
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"row-0000{row}-{name}.png" for row in (0, 1) for name in ("a_b", "a_b-2", "A_b-3")
+    }
+
+
 def test_of_several_rows_it_is_said_how_much_each_column_mattered(artefact: str) -> None:
     found = luban.explain(artefact, ROWS, method="occlusion")
     lines = found["tables"]["columns"]

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import polars as pl
 
 from luban.data.processors._base import as_numbers, as_words
+from luban.data.sampling import Sample
 from luban.explaining._case import Case
 from luban.explaining._text import _WORD, strings
 
-__all__ = ["Alternatives", "decided", "hashable"]
+__all__ = ["Alternatives", "hashable"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,8 +44,9 @@ class Alternatives:
     @cached_property
     def reference(self) -> pl.DataFrame:
         """Rows that stand for the data."""
-        rows = self.case.background
-        return (self.case.frame if rows is None or not len(rows) else rows).head(_REFERENCE)
+        others = self.case.others
+        rows = self.case.frame if others is None or not len(others.rows) else others.rows
+        return Sample.of(rows).take(_REFERENCE, self.case.seed).rows
 
     @cached_property
     def texts(self) -> list[str]:
@@ -92,7 +94,7 @@ class Alternatives:
     @cached_property
     def decisions(self) -> npt.NDArray[np.int64]:
         """What the model decides of the reference rows, (n,)."""
-        return decided(self.case, self.case.outputs_of(self.reference))
+        return self.case.said(self.case.outputs_of(self.reference))
 
     def typical(self, column: str, wanted: npt.NDArray[np.bool_]) -> list[str]:
         """Return the words of a text column that stand out where rows are decided as wanted, by smoothed log odds."""
@@ -115,15 +117,6 @@ class Alternatives:
             )
 
         return sorted(counts[1], key=lambda word: (-odds(word), word))[: self.words]
-
-
-def decided(case: Case, outputs: Floats) -> npt.NDArray[np.int64]:
-    """Return the class that is decided for, (n,)."""
-    shares = case.shares_of(outputs)
-    if case.processor.task == "binary":
-        return (shares[:, 1] >= getattr(case.processor, "threshold", 0.5)).astype(np.int64)
-    best: npt.NDArray[np.int64] = shares.argmax(1)
-    return best
 
 
 def hashable(value: Any) -> Any:

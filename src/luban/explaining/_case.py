@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Self
+from itertools import chain
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from luban.data.batch import Batch, to_batch
 from luban.data.contracts import Array, Encoded, Field, Flat, Processor
+from luban.data.processors._deciding import class_shares, said
 from luban.data.processors.number import Number
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
@@ -30,7 +32,7 @@ from luban.explaining._text import Pieces, pieces_of, strings
 from luban.models._encoders import is_category, is_image, is_sequence
 from luban.predict import Predictor
 
-__all__ = ["Case", "form_of"]
+__all__ = ["Background", "Case", "form_of"]
 
 BATCH = 256
 """Rows that a black box reads at a time."""
@@ -52,6 +54,13 @@ def form_of(one: Field) -> str:
     return "number" if one.shape == () else "vector"
 
 
+class Background(NamedTuple):
+    """Rows that stand for the data, cleaned and readable, and what they are rows of, as a sentence says it."""
+
+    rows: pl.DataFrame
+    of: str = "the data"
+
+
 @dataclass
 class Case:
     """Rows, a model, and the output of it that is explained.
@@ -65,7 +74,7 @@ class Case:
         target: the column that is predicted; empty where the model predicts none.
         chosen: which output of the target is explained, a row, (n,): the predicted class unless one was asked for; 0 for a number.
         background: other rows, cleaned and readable, that stand for the data (those of training, where the artefact can still find
-            them), at most some thousand; None where there are none.
+            them), at most some thousand, or what draws them when they are first asked for (`others`); None where there are none.
         training: yields all training rows, cleaned, in chunks, targets included; None where the artefact cannot find them.
         seed: of everything that is drawn.
         notes: what the reader should know about all of this, each one sentence.
@@ -81,7 +90,7 @@ class Case:
     numbers: list[int]
     target: str
     chosen: npt.NDArray[np.int64]
-    background: pl.DataFrame | None = None
+    background: pl.DataFrame | Callable[[], Background | None] | None = None
     training: Callable[[], Iterator[pl.DataFrame]] | None = None
     seed: int = 0
     notes: list[str] = field(default_factory=list)
@@ -96,7 +105,7 @@ class Case:
         target: str | None = None,
         label: str | None = None,
         first: int = 0,
-        background: pl.DataFrame | None = None,
+        background: pl.DataFrame | Callable[[], Background | None] | None = None,
         training: Callable[[], Iterator[pl.DataFrame]] | None = None,
         seed: int = 0,
     ) -> Case:
@@ -154,11 +163,7 @@ class Case:
             return np.full(len(self), classes.index(label), dtype=np.int64)
         if not classes or not len(self):
             return np.zeros(len(self), dtype=np.int64)
-        shares = self.shares_of(self.own_outputs)
-        if self.processor.task == "binary":  # predicted from the target's own threshold on
-            return (shares[:, 1] >= getattr(self.processor, "threshold", 0.5)).astype(np.int64)
-        best: npt.NDArray[np.int64] = shares.argmax(1)
-        return best
+        return self.said(self.own_outputs)
 
     # --- what it is about --------------------------------------------------------------------------------
 
@@ -200,12 +205,18 @@ class Case:
         """The rows' inputs as arrays."""
         return self.predictor.pipeline.encode(self.frame, targets=False)[0]
 
+    @property
+    def others(self) -> Background | None:
+        """The rows that stand for the data; None where there are none."""
+        if isinstance(self.background, pl.DataFrame):
+            return Background(self.background)
+        return None if self.background is None else self.background()
+
     @cached_property
     def encoded_background(self) -> Encoded | None:
         """The inputs of the rows that stand for the data, as arrays; None where there are none."""
-        if self.background is None:
-            return None
-        return self.predictor.pipeline.encode(self.background, targets=False)[0]
+        others = self.others
+        return None if others is None else self.predictor.pipeline.encode(others.rows, targets=False)[0]
 
     def batch(self, start: int = 0, stop: int | None = None) -> Batch:
         """Return rows as the model sees them."""
@@ -284,6 +295,31 @@ class Case:
         result[kept] = own
         return result
 
+    @property
+    def needs(self) -> list[str]:
+        """Columns whose values decisions about the target go by."""
+        own = (one.needs for one in self.predictor.decisions if one.column == self.target)
+        return list(dict.fromkeys(chain.from_iterable(own)))
+
+    def decided(self, outputs: Array, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Return outputs for the target, (n, width), as the decisions that were fitted behind the model change them.
+
+        Args:
+            outputs: the model's own.
+            rows: cleaned, (n,), with the columns that the decisions need (`needs`) as they are in the rows asked about.
+        """
+        everything = np.ones(len(outputs), dtype=bool)
+        changed = self.predictor.decided({self.output: outputs}, rows, everything)[self.output]
+        return np.asarray(changed, dtype=np.float64)
+
+    def said(self, outputs: Array) -> npt.NDArray[np.int64]:
+        """Return the number of the class that is predicted, (n,), of what is decided by, (n, width); of a set its likeliest word."""
+        scores = self.processor.scores(outputs)
+        classes: npt.NDArray[np.int64] = (
+            scores.argmax(1) if self.processor.task == "multilabel" else said(self.processor, scores)
+        )
+        return classes
+
     def scores_of(
         self, frame: pl.DataFrame, chosen: npt.NDArray[np.int64] | None = None
     ) -> npt.NDArray[np.float64]:
@@ -334,8 +370,7 @@ class Case:
 
     def shares_of(self, outputs: Array) -> npt.NDArray[np.float64]:
         """Return the probability of each class, (n, classes), of the outputs for a target of classes, (n, width)."""
-        scores = np.asarray(self.processor.scores(outputs), dtype=np.float64)
-        return np.stack([1 - scores, scores], 1) if self.processor.task == "binary" else scores
+        return class_shares(np.asarray(self.processor.scores(outputs), dtype=np.float64))
 
     @cached_property
     def own_outputs(self) -> npt.NDArray[np.float64]:

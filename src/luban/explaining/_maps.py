@@ -141,6 +141,10 @@ def with_gradients(case: Case, layer: str) -> Iterator[tuple[int, int, Tensor, T
         )
         with frozen(model), tapped(model, layer, gradients=True) as tap:
             score = case.score(batch, case.chosen[start:stop])
+            if not score.requires_grad:  # gradients begin at the layer alone
+                raise InputError(
+                    f"the score of '{case.target}' does not depend on what layer '{layer}' makes; name another layer"
+                )
             (gradient,) = torch.autograd.grad(score.sum(), tap.output)
         yield start, stop, tap.output.detach(), gradient, score.detach()
 

@@ -42,13 +42,17 @@ def measure(case: Case, explainer: Explainer, explanations: Sequence[Explanation
     Args:
         case: the rows.
         explainer: what explained them.
-        explanations: one a row; what has no value for a unit of the row (maps of a layer, tokens that were written) is left out.
+        explanations: one a row; what has no value for a unit of the row (maps of a layer, tokens that were written, training rows,
+            a change that was not found) is left out.
     """
     kinds = {"tokens", "value", "vector", "image"}
-    if not all(part.kind in kinds for one in explanations for part in one.parts.values()):
+    found = [part for one in explanations for part in one.parts.values()]
+    if not found or not all(part.kind in kinds for part in found):
         return
     draw = np.random.default_rng(case.seed)
     for row, one in enumerate(explanations):
+        if not one.parts:
+            continue
         switches = Switches(case, row, "word", "remove", "grid")
         if len(switches) < 2:
             continue
@@ -64,9 +68,9 @@ def measure(case: Case, explainer: Explainer, explanations: Sequence[Explanation
         if not pairs:
             continue
         both = [np.abs(np.concatenate(side)) for side in zip(*pairs, strict=True)]
-        found = rank_correlation(both[0], both[1])
-        if np.isfinite(found):  # of a single unit, or of values that are all the same, there are no ranks
-            one.quality["randomised"] = found
+        alike = rank_correlation(both[0], both[1])
+        if np.isfinite(alike):  # of a single unit, or of values that are all the same, there are no ranks
+            one.quality["randomised"] = alike
 
 
 def _curves(

@@ -17,6 +17,7 @@ import polars as pl
 from luban.data.processors._base import as_numbers, as_words
 from luban.data.processors.date import as_times
 from luban.data.processors.set import Set
+from luban.errors import DataError
 from luban.explaining._case import Case
 
 __all__ = ["Feature", "Readable", "readable_columns"]
@@ -128,6 +129,11 @@ class Readable:
                 features += [Feature(column, "holds" if kind == "set" else "is", word) for word in words]
         if fresh:
             self.features = features
+        if not parts:
+            raise DataError(
+                f"no word of {', '.join(readable_columns(self.case))} occurs in two of the rows, so there is nothing that a person "
+                "could read; hand over more rows"
+            )
         return sparse.csr_matrix(sparse.hstack([sparse.csr_matrix(part) for part in parts]))
 
     def _kind(self, column: str) -> str:

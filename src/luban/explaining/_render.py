@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ SIDE = 224
 """Pixels of the longer side of a picture, at least."""
 WIDEST = 100
 """Letters of a cell on a terminal."""
+_PICTURES = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------
@@ -44,6 +47,7 @@ WIDEST = 100
 
 def terminal(one: Json, *, color: bool) -> str:
     """Return an explanation as lines of text, with coloured words or with the strongest ones listed."""
+    one = harmless(one)
     lines = [headline(one)]
     several = len(one["parts"]) > 1
     for column, part in one["parts"].items():
@@ -56,6 +60,20 @@ def terminal(one: Json, *, color: bool) -> str:
     if one.get("tables"):
         lines.append(textwrap.indent(tables_text(one["tables"], 5), "  "))
     return "\n".join(lines)
+
+
+def harmless(value: Any) -> Any:
+    """Return data whose texts cannot steer a terminal: a control character as its picture, one for one, so that places stay.
+
+    Example:
+        >>> harmless({"city": "Rome\\x1b[2J"})
+        {'city': 'Rome␛[2J'}
+    """
+    if isinstance(value, str):
+        return value if value.isprintable() else value.translate(_PICTURES)
+    if isinstance(value, Mapping):
+        return {harmless(key): harmless(one) for key, one in value.items()}
+    return [harmless(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def headline(one: Json) -> str:
@@ -142,7 +160,7 @@ def _scale(values: Any) -> float:
 
 def tables_text(tables: Json, lines: int = 20) -> str:
     """Return the first lines of tables."""
-    result = []
+    tables, result = harmless(tables), []
     for name, rows in tables.items():
         keys = list(dict.fromkeys(key for row in rows for key in row))
         cells = [keys, *([_cell(row.get(key)) for key in keys] for row in rows[:lines])]
@@ -259,6 +277,7 @@ class Page:
 
     def __init__(self, folder: Path, about: Json) -> None:
         self.folder, self.rows = folder, 0
+        self._names: dict[str, str] = {}
         self.file = (folder / "index.html").open("w", encoding="utf-8")
         title = html.escape(f"{about['method']} of {Path(str(about['artefact'])).name}")
         self.file.write(
@@ -274,10 +293,18 @@ class Page:
         for column, part in one["parts"].items():
             if part["kind"] in ("image", "maps"):
                 picture = heatmap(part) if part["kind"] == "image" else mosaic(part)
-                name = "".join(c if c.isalnum() else "_" for c in column)
-                (self.folder / f"row-{one['row']:05d}-{name}.png").write_bytes(picture)
+                (self.folder / f"row-{one['row']:05d}-{self._name(column)}.png").write_bytes(picture)
         if self.rows <= SHOWN:
             self.file.write(explanation_html(one))
+
+    def _name(self, column: str) -> str:
+        """Return what a column is called in the name of a file: no two alike, not even where case does not count."""
+        if column not in self._names:
+            plain = "".join(c if c.isalnum() else "_" for c in column)
+            known = {name.casefold() for name in self._names.values()}
+            free = (plain if i == 1 else f"{plain}-{i}" for i in itertools.count(1))
+            self._names[column] = next(name for name in free if name.casefold() not in known)
+        return self._names[column]
 
     def survey(self, found: Json) -> None:
         """Add what was found about a set."""

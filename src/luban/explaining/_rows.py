@@ -103,7 +103,7 @@ def background(case: Case, limit: int, generator: np.random.Generator) -> tuple[
     They are drawn from the case's background; from its own rows where it has none; and made up from what the artefact knows of
     each column where there is only the one row that is to be explained.
     """
-    others, what = case.background, "the data"
+    others, what = case.others or (None, "")
     if others is None or not len(others):
         if len(case) < 2:
             others = _made_up(case, limit, generator)

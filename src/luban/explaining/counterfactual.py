@@ -16,8 +16,9 @@ from pydantic import Field as Option
 
 from luban.data.contracts import Encoded
 from luban.data.processors._base import as_numbers, as_words
+from luban.data.processors._deciding import threshold_of
 from luban.errors import InputError, did_you_mean
-from luban.explaining._alternatives import Alternatives, decided, hashable
+from luban.explaining._alternatives import Alternatives, hashable
 from luban.explaining._base import Explainer, Explanation, Part, Piece
 from luban.explaining._case import Case, require_rows
 from luban.explaining._rows import outputs_of, shown
@@ -191,9 +192,9 @@ class _Search:
 
     def _decide(self, outputs: Floats) -> npt.NDArray[np.int64]:
         if self.case.processor.task == "multilabel":
-            threshold = getattr(self.case.processor, "threshold", 0.5)
-            return (self.case.shares_of(outputs)[:, self.chosen] >= threshold).astype(np.int64)
-        return decided(self.case, outputs)
+            shares = self.case.shares_of(outputs)[:, self.chosen]
+            return (shares >= threshold_of(self.case.processor)).astype(np.int64)
+        return self.case.said(outputs)
 
     def flipped(self, outputs: Floats) -> npt.NDArray[np.bool_]:
         """Return for which outputs, (n, width), the decision is as wanted, (n,)."""
@@ -204,7 +205,7 @@ class _Search:
     def margin(self, outputs: Floats) -> Floats:
         """Return how far outputs are from the decision that is wanted, in logits; about zero at the boundary, (n,)."""
         if self.case.processor.task != "multiclass":
-            threshold = getattr(self.case.processor, "threshold", 0.5)
+            threshold = threshold_of(self.case.processor)
             place = 0 if self.case.processor.task == "binary" else self.chosen
             distance: Floats = outputs[:, place] - math.log(threshold / (1 - threshold))
             return distance if self.before else -distance
@@ -311,10 +312,12 @@ class _Search:
         return state, outputs
 
     def ask(self, states: Sequence[State]) -> Floats:
-        """Return what the model puts out for the row with each of some sets of changes, (n, width)."""
+        """Return what is decided by, (n, width), of the row with each of some sets of changes, as a prediction has it."""
         self.tried += len(states)
         pool: Encoded = {}
         choice = {}
+        same = np.full(len(states), self.row)
+        rows = {column: self.case.frame[column][same] for column in self.case.needs}
         for column in self.case.inputs:
             own = self.case.frame[column][self.row : self.row + 1]
             if not any(place[0] == column for state in states for place in state):
@@ -329,7 +332,9 @@ class _Search:
                 values = _series(own, distinct)
             encoded = self.case.predictor.pipeline.inputs[column].encode(values)
             pool |= {f"{column}.{short}": value for short, value in encoded.items()}
-        return outputs_of(self.case, pool, choice)
+            if column in rows:  # whose change also changes what is decided by
+                rows[column] = values[choice[column]]
+        return self.case.decided(outputs_of(self.case, pool, choice), pl.DataFrame(rows))
 
     # --- cells and words ---------------------------------------------------------------------------------
 

@@ -128,7 +128,7 @@ class Embeddings(Explainer):
             )
         if not case.target:
             return None
-        decoded = case.processor.decode(outputs_of(case, case.encoded))
+        decoded = case.processor.decode(case.decided(outputs_of(case, case.encoded), case.frame))
         return [
             "; ".join(one["value"]) if isinstance(one["value"], list) else one["value"] for one in decoded
         ]

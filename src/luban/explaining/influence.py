@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case, require_rows
 from luban.explaining._rows import batch_of, mixed, shown, step_of, with_truth
 from luban.registry import register
+from luban.training.checkpoint import join
 
 __all__ = ["Influence"]
 
@@ -63,8 +66,8 @@ class Influence(Explainer):
     rows: Annotated[int, Option(ge=1)] = 20_000
     """Training rows that are looked at, at most; drawn evenly where there are more."""
     checkpoints: str | None = None
-    """Folder of a run's checkpoints (``train`` in the artefact), at whose weights influence is added up; the artefact's own
-    weights alone if left out."""
+    """Folder of a run's checkpoints (``train`` in the artefact). Influence is then the mean over their weights, each counting as
+    much as its learning rate (TracIn's sum over the rates' sum); at the artefact's own weights alone if left out."""
 
     _counted: tuple[Callable[[], Iterator[pl.DataFrame]], int] | None = PrivateAttr(default=None)
 
@@ -91,7 +94,7 @@ class Influence(Explainer):
                 "put it back where the recipe says, or hand over the data"
             )
         truth = self._truth(case)
-        models = list(_models(case, self.checkpoints))
+        models, shares = _models(case, self.checkpoints)
         ours = [_gradients(case, model, case.encoded, truth) for model in models]
         best = _Best(len(case), self.top)
         seen = looked = 0
@@ -114,9 +117,9 @@ class Influence(Explainer):
                 encoded = case.predictor.pipeline.encode(part, targets=False)[0]
                 values = _target_of(case, part)
                 influence = np.zeros((len(case), len(part)))
-                for model, own in zip(models, ours, strict=True):
+                for model, share, own in zip(models, shares, ours, strict=True):
                     theirs = _gradients(case, model, encoded, values)
-                    influence += own.dot(theirs, cosine=self.cosine) / len(models)
+                    influence += share * own.dot(theirs, cosine=self.cosine)
                 best.add(influence, places, part)
         if not looked:
             raise DataError("no training row can be read, so none can be said to have mattered")
@@ -173,7 +176,7 @@ class Influence(Explainer):
                     )
             drawn = f"{looked:,} of {seen:,}" if looked < seen else f"all {looked:,}"
             found.notes.append(
-                f"{drawn} training rows were looked at, at {models} set{'s' if models > 1 else ''} of weights; rows are counted from 0 among those of training"
+                f"{drawn} training rows were looked at, at {models} set{'s' if models > 1 else ''} of weights{', each by its learning rate' if models > 1 else ''}; rows are counted from 0 among those of training"
             )
         return result
 
@@ -256,11 +259,11 @@ def _head_of(case: Case) -> nn.Module | None:
     return model.heads[module_key(case.target)] if isinstance(model, Network) else None
 
 
-def _models(case: Case, folder: str | None) -> Iterator[nn.Module]:
-    """Yield the model at the weights of each checkpoint; as it is, if there is no folder."""
+def _models(case: Case, folder: str | None) -> tuple[list[nn.Module], list[float]]:
+    """Return the model at the weights of each checkpoint, and the share of each in the sum of their learning rates; the model as it
+    is, if there is no folder."""
     if folder is None:
-        yield case.predictor.model
-        return
+        return [case.predictor.model], [1.0]
     import safetensors.torch
 
     found = sorted(Path(folder).glob("step-*/tensors.safetensors"))
@@ -268,6 +271,7 @@ def _models(case: Case, folder: str | None) -> Iterator[nn.Module]:
         raise InputError(
             f"'{folder}' holds no checkpoint of a run; name the folder 'train' of an artefact, or leave checkpoints out"
         )
+    models, rates = [], []
     for path in found:
         saved = safetensors.torch.load_file(path)
         prefix = "/step/model/"
@@ -279,7 +283,27 @@ def _models(case: Case, folder: str | None) -> Iterator[nn.Module]:
             raise InputError(
                 f"'{path}' holds weights of another form than the artefact's (an adapter was merged, perhaps); leave checkpoints out"
             ) from None
-        yield model.eval()
+        models.append(model.eval())
+        rates.append(_rate_of(path.with_name("state.json")))
+    # A schedule that has come down to zero leaves its last weights without a say; where all have, they are alike.
+    total = sum(rates)
+    return models, [rate / total if total else 1 / len(rates) for rate in rates]
+
+
+def _rate_of(path: Path) -> float:
+    """Return the learning rate of a checkpoint, by its state.json: that of the optimizer's first group, since a schedule moves all
+    alike.
+
+    Raises:
+        InputError: if it names none.
+    """
+    try:
+        state = join(json.loads(path.read_text(encoding="utf-8")), defaultdict(lambda: torch.empty(0)))
+        return float(state["step"]["optimizer"]["param_groups"][0]["lr"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(
+            f"'{path}' names no learning rate, by which its weights would count; leave checkpoints out"
+        ) from None
 
 
 # --- the highest and the lowest ---------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class PartialDependence(Explainer):
     locally, among the rows that are near a value (ALE), which holds where columns go together.
 
     Numbers move over quantiles of the rows' values, categories over their most frequent words. What is followed is the
-    probability of each class, or the number in the user's unit.
+    probability of each class as predictions have it (after a temperature or thresholds), or the number in the user's unit.
 
     Example:
         >>> PartialDependence(columns=["age"], grid=10).curves
@@ -181,7 +181,8 @@ def _followed(
     pool: Encoded = {name: value for name, value in case.encoded.items() if column_of(name) != column}
     pool |= {f"{column}.{short}": value for short, value in own.items()}
     choice = {c: places if c == column else rows for c in case.inputs}
-    outputs = outputs_of(case, pool, choice)
+    cells = {c: values[places] if c == column else case.frame[c][rows] for c in case.needs}
+    outputs = case.decided(outputs_of(case, pool, choice), pl.DataFrame(cells))
     if case.classes:
         return case.shares_of(outputs)[:, list(wanted)]
     numbers: npt.NDArray[np.float64] = np.asarray(case.processor.scores(outputs), np.float64)[:, None]

@@ -7,13 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from pydantic import Field as Option
 
 from luban.data.contracts import Array
+from luban.data.processors._deciding import threshold_of
 from luban.errors import DataError, InputError, did_you_mean
 from luban.evaluation.intervals import interval, resamples
 from luban.evaluation.metrics import Task, measure, names
-from luban.evaluation.run import threshold_of
 from luban.explaining._base import Explainer, Survey
 from luban.explaining._case import Case
 from luban.explaining._rows import outputs_of, sample, with_truth
@@ -105,10 +106,12 @@ class PermutationImportance(Explainer):
         )
 
     def _outputs(self, case: Case, column: str | None, generator: np.random.Generator) -> Array:
-        """Return what metrics compare, of the rows with a column shuffled."""
+        """Return what metrics compare, of the rows with a column shuffled: what would be predicted of them."""
         rows = np.arange(len(case))
         choice = {c: generator.permutation(rows) if c == column else rows for c in case.inputs}
-        return case.processor.scores(outputs_of(case, case.encoded, choice))
+        outputs = outputs_of(case, case.encoded, choice)
+        cells = {c: case.frame[c][choice.get(c, rows)] for c in case.needs}
+        return case.processor.scores(case.decided(outputs, pl.DataFrame(cells)))
 
 
 class _Score:

@@ -87,6 +87,11 @@ class Surrogate(Explainer):
         order = generator.permutation(len(case))
         held = order[: max(2, round(self.held_out * len(case)))]
         rest = np.sort(order[len(held) :])
+        if len(np.unique(said[rest])) < 2:
+            raise DataError(
+                f"the model says the same of all {len(rest):,} rows that a surrogate is fitted to, the others being held out; "
+                "hand over more rows, or change --seed"
+            )
         reader = Readable(
             case, self.text, self.vocabulary, weigh=self.kind == "linear" and self._has_text(case)
         )
@@ -117,15 +122,11 @@ class Surrogate(Explainer):
 
     @staticmethod
     def _said(case: Case) -> Array:
-        """Return what the model says of each row, (n,): the number of a class, or a number."""
-        outputs = outputs_of(case, case.encoded)
+        """Return what is predicted of each row, (n,): the number of a class, or a number."""
+        outputs = case.decided(outputs_of(case, case.encoded), case.frame)
         if not case.classes:
             return np.asarray(case.processor.scores(outputs), np.float64)
-        shares = case.shares_of(outputs)
-        if case.processor.task == "binary":
-            return (shares[:, 1] >= getattr(case.processor, "threshold", 0.5)).astype(np.int64)
-        best: Array = shares.argmax(1)
-        return best
+        return case.said(outputs)
 
     def _fit(self, matrix: Any, said: Array, case: Case) -> Any:
         if self.kind == "tree":

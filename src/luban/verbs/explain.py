@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from luban.data.sampling import Sample
 from luban.errors import DataError, InputError, LubanError, did_you_mean
 from luban.explaining import _render
 from luban.explaining._base import Explainer, Explanation, Survey
-from luban.explaining._case import Case, require_rows
+from luban.explaining._case import Background, Case, require_rows
 from luban.explaining._quality import measure
 from luban.explaining._written import explain_written, writes, written_case
 from luban.origin import Origin, Unknown
@@ -39,6 +40,8 @@ ROWS, SET = 100, 2_000
 """Rows that are looked at unless a limit is given: the first ones one by one, or a sample as a whole."""
 BACKGROUND = 1_000
 """Training rows that stand for the data, at most."""
+READ = 200_000
+"""Training rows that these are drawn from, at most: a larger file is not read to its end for them."""
 MANY = 0.05
 """A completeness error that the reader is told of."""
 
@@ -113,7 +116,7 @@ def explain(
         target_text,
         max_tokens,
         training,
-        _background(training) if training is not None else _sampled(loaded, predictor),
+        background_of(training, lambda: _sampled(loaded, predictor)),
         console,
     )
     explainer = run.choose(method, list(options), first)
@@ -176,7 +179,7 @@ class _Run:
         target_text: str | None,
         max_tokens: int,
         training: Callable[[], Iterator[pl.DataFrame]] | None,
-        background: pl.DataFrame | None,
+        background: pl.DataFrame | Callable[[], Background | None] | None,
         console: Console,
     ) -> None:
         self.predictor, self.target, self.label, self.seed = predictor, target, label, seed
@@ -255,9 +258,13 @@ class _Run:
                 except DataError as error:
                     problem = problem or error
             raise problem or DataError("there is no row to explain")
-        case = self.case(rows.head(AT_ONCE), 0)
+        case = self.case(rows[:1], 0)
+        for i in range(1, min(len(rows), AT_ONCE)):
+            if len(case):
+                break
+            case = self.case(rows[i : i + 1], i)
         require_rows(case)
-        return case.part(0, 1)
+        return case
 
     # --- row by row ------------------------------------------------------------------------------------------
 
@@ -418,17 +425,41 @@ def training_of(artefact: Artefact, predictor: Predictor) -> Callable[[], Iterat
     return chunks
 
 
-def _background(training: Callable[[], Iterator[pl.DataFrame]] | None) -> pl.DataFrame | None:
-    """Return training rows that stand for the data: some of the first chunk, so that a large file is not read for them."""
-    if training is None:
-        return None
-    try:
-        first = next(training(), None)
-    except (LubanError, OSError):
-        return None
-    if first is None:
-        return None
-    return first if len(first) <= BACKGROUND else first.sample(BACKGROUND, seed=0)
+def background_of(
+    training: Callable[[], Iterator[pl.DataFrame]] | None, instead: Callable[[], pl.DataFrame | None]
+) -> Callable[[], Background | None]:
+    """Return what draws rows that stand for the data, once, when an explainer first asks for them.
+
+    They are drawn by lot from the first `READ` training rows, which are all of most files: a file is often sorted by class, so its
+    first rows would not do.
+
+    Args:
+        training: yields the training rows, cleaned; None where they are not to be had.
+        instead: returns other rows, where these cannot be read.
+    """
+
+    def some(chunks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        left = READ
+        for chunk in chunks:
+            yield chunk.head(left)
+            left -= len(chunk)
+            if left <= 0:
+                return
+
+    @cache
+    def draw() -> Background | None:
+        if training is not None:
+            try:
+                drawn = Sample.draw(some(training()), BACKGROUND)
+            except (LubanError, OSError):
+                drawn = None
+            if drawn is not None and drawn.total:
+                first = "the first " if drawn.total == READ else ""
+                return Background(drawn.rows, f"{first}{drawn.total:,} training rows")
+        rows = instead()
+        return None if rows is None else Background(rows, "the sample that the artefact keeps")
+
+    return draw
 
 
 def _sampled(artefact: Artefact, predictor: Predictor) -> pl.DataFrame | None:
