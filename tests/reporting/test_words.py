@@ -6,6 +6,7 @@ import json
 import re
 import string
 from importlib.resources import files
+from typing import get_args
 
 import pytest
 
@@ -13,6 +14,7 @@ from luban.data.prepare import SPLITS
 from luban.errors import InputError
 from luban.evaluation.language import LanguageCollector
 from luban.evaluation.metrics import names
+from luban.origin import Why
 from luban.reporting._audited import FAMILIES
 from luban.reporting._words import LANGUAGES, Words, number, percent
 
@@ -33,7 +35,8 @@ FAMILY: dict[str, set[str]] = {
     "split": {*SPLITS, "data"},
     "baseline": {"constant", "tfidf", "pixels", "trees"},
     "severity": {"high", "medium", "low", "info"},
-    "absent": set(re.findall(r'Absent\(\s*"(\w+)"', SOURCES)) | {"many_labels", "many_classes"},
+    "absent": set(re.findall(r'Absent\(\s*"(\w+)"', SOURCES))
+    | {"many_labels", "many_classes", *get_args(Why)},
     "hardware": {"device", "precision", "threads"},
     "role": {"input", "target"},
     "examples": {"worst", "typical"},
