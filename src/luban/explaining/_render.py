@@ -320,7 +320,7 @@ class Page:
             for row, why in list(summary["unreadable"].items())[:20]
         ]
         words = [f"{key.replace('_', ' ')} {value:.3g}" for key, value in summary["quality"].items()]
-        if words:
+        if words and summary["rows"] > 1:
             notes.insert(0, f"means over {summary['rows']:,} rows: {', '.join(words)}")
         self.file.write(
             "<section>\n"
@@ -430,14 +430,18 @@ def _tokens(part: Json) -> str:
 def _matrix(part: Json) -> str:
     values = _array(part["values"])
     scale = _scale(values)
-    head = "".join(f"<th>{html.escape(piece['text'])}</th>" for piece in part["pieces"])
+    head = "".join(f"<th>{html.escape(_line(piece['text']))}</th>" for piece in part["pieces"])
     rows = "".join(
-        f"<tr><th>{html.escape(output['text'])}</th>"
+        f"<tr><th>{html.escape(_line(output['text']))}</th>"
         + "".join(f'<td style="background:{_tint(v / scale)}" title="{v:+.4g}"></td>' for v in line)
         + "</tr>\n"
         for output, line in zip(part["outputs"], values.tolist(), strict=True)
     )
     return f'<div class="ex-scroll"><table class="ex-matrix"><tr><th></th>{head}</tr>\n{rows}</table></div>\n'
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "↵")
 
 
 def _bars(parts: Mapping[str, Json]) -> str:
