@@ -14,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import luban
+from luban.reporting._quality import calibrated
 from luban.reporting.baselines import is_cjk, xz
 from tiny_case import Luban
 
@@ -119,3 +120,48 @@ def test_of_many_classes_only_the_constant_one_is_left(tmp_path: Path, luban: Lu
     assert [one["name"] for one in found["each"]] == ["constant"]
     assert found["refused"] == {"absent": "many_classes", "values": {"n": 120}}
     assert "120 classes are too many" in (tmp_path / "r.md").read_text(encoding="utf-8")
+
+
+def test_weights_count_in_baselines_and_in_differences(tmp_path: Path, luban: Luban) -> None:
+    """Two of three rows say a, but those of b weigh eight times as much; nothing can be told from x."""
+    draw = random.Random(2)
+    lines = ["x,y,w"] + [f"{draw.random():.4f},{'b,8' if i % 3 == 0 else 'a,1'}" for i in range(300)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe = (
+        "data: {train: rows.csv, inputs: {x: number}, targets: {y: category}, weight: w,\n"
+        "  split: {type: random, validation: 0.3, test: 0}}\n"
+        "model: {type: mlp, size: tiny}\n"
+        "train: {epochs: 1, batch_size: 64, device: cpu, precision: fp32, keep: %s}\n"
+    )
+    for keep in ("best", "last"):
+        (tmp_path / f"{keep}.yaml").write_text(recipe % keep, encoding="utf-8")
+        assert luban("train", tmp_path / f"{keep}.yaml", "-o", tmp_path / keep).code == 0
+        ran = luban("report", tmp_path / keep, "-o", tmp_path / "r.html", "--examples", "0", "--json")
+        page, data = (tmp_path / "r.html").read_text(encoding="utf-8"), json.loads(ran.out)
+        assert data["measured"]["on"] == "validation"
+        assert ("The weights were chosen by these validation rows" in page) == (keep == "best")
+        assert ("where the weights were kept" in page) == (keep == "best")
+        for one in data["baselines"]["y"]["each"]:
+            assert one["metrics"]["accuracy"]["value"] > 0.7, "b, which weighs the most, is the answer"
+    ran = luban("train", tmp_path / "best.yaml", "train.seed=7", "train.epochs=8", "-o", tmp_path / "other")
+    assert ran.code == 0, ran.err
+    places = [str(tmp_path / name) for name in ("best", "other")]
+    result = json.loads(luban("compare", *places, str(tmp_path / "rows.csv"), "--json").out)
+    assert result["weighted"]
+    own = []
+    for place in places:
+        ran = luban("evaluate", place, tmp_path / "rows.csv", "--json")
+        own.append(json.loads(ran.out)["metrics"]["y.log_loss"]["value"])
+    difference = result["differences"]["y"]["differences"]["log_loss"]["value"]
+    assert difference == pytest.approx(own[1] - own[0], abs=1e-6)
+    assert abs(difference) > 1e-4
+
+
+def test_opposite_errors_do_not_make_a_model_calibrated() -> None:
+    def bins(*gaps: float) -> list[dict[str, float]]:
+        return [{"weight": 50.0, "confidence": 0.7 + gap, "accuracy": 0.7} for gap in gaps]
+
+    assert calibrated(bins(0.01, -0.02)) == ("calibrated", pytest.approx(0.015))
+    assert calibrated(bins(0.2, -0.2)) == ("unevenly_confident", pytest.approx(0.2))
+    assert calibrated(bins(0.2, 0.0)) == ("overconfident", pytest.approx(0.1))
+    assert calibrated(bins(-0.2, -0.1)) == ("underconfident", pytest.approx(0.15))

@@ -8,8 +8,9 @@ from luban.training.energy import Energy
 from luban.training.progress import Progress
 
 
-def put(root: Path, zone: str, microjoules: int) -> None:
+def put(root: Path, zone: str, microjoules: int, name: str = "package-0") -> None:
     (root / zone).mkdir(exist_ok=True)
+    (root / zone / "name").write_text(f"{name}\n")
     (root / zone / "energy_uj").write_text(f"{microjoules}\n")
     (root / zone / "max_energy_range_uj").write_text("10000000\n")
 
@@ -17,11 +18,13 @@ def put(root: Path, zone: str, microjoules: int) -> None:
 def test_joules_of_all_packages_are_added_up(tmp_path: Path) -> None:
     put(tmp_path, "intel-rapl:0", 1_000_000)
     put(tmp_path, "intel-rapl:1", 9_000_000)
-    put(tmp_path, "intel-rapl:0:0", 0)  # the cores of package 0, which are in it already
+    put(tmp_path, "intel-rapl:2", 0, "psys")  # the whole platform, in which the packages are
+    put(tmp_path, "intel-rapl:0:0", 0, "core")  # the cores of package 0, which are in it already
     energy = Energy(tmp_path)
     energy.on_start(tmp_path, {})
     put(tmp_path, "intel-rapl:0", 3_000_000)
-    put(tmp_path, "intel-rapl:0:0", 1_500_000)
+    put(tmp_path, "intel-rapl:0:0", 1_500_000, "core")
+    put(tmp_path, "intel-rapl:2", 8_000_000, "psys")
     energy.on_step(Progress(), {})
     put(tmp_path, "intel-rapl:1", 500_000)  # started anew after 10 J
     energy.on_end(Progress())

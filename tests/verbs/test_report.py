@@ -108,6 +108,41 @@ def test_without_the_extra_a_page_is_refused_and_the_rest_works(
     assert luban("report", "model", "-o", "r.md", "--no-baselines").code == 0
 
 
+@pytest.mark.parametrize(
+    ("audit", "where"),
+    [
+        ({"a": []}, "audits.a"),
+        ({"a": {"findings": [{"severity": "dire", "sentence": "x"}]}}, "audits.a.findings.0.severity"),
+        ({"a": {"findings": [{"severity": "low"}]}}, "audits.a.findings.0.sentence"),
+        ({"a": {"figures": {"x": "much"}}}, "audits.a.figures.x"),
+        ({"a": {"tables": {"t": [1]}}}, "audits.a.tables.t.0"),
+    ],
+)
+def test_a_strange_audit_is_refused_in_one_sentence(
+    audit: dict[str, object], where: str, work: Path, luban: Luban
+) -> None:
+    Path("a.json").write_text(json.dumps({"audits": audit}), encoding="utf-8")
+    ran = luban("report", "model", "-o", "r.md", "--no-baselines", "--audit", "a.json")
+    assert ran.code == 2
+    assert f"'a.json' is no audit that can be shown ({where}: " in ran.err
+
+
+def test_gates_of_training_and_of_audits_are_both_shown(work: Path, luban: Luban) -> None:
+    metrics = json.loads(Path("model/metrics.json").read_text(encoding="utf-8"))
+    met = {"gate": "label.accuracy >= 0", "passed": True, "value": 0.5}
+    Path("model/metrics.json").write_text(json.dumps({**metrics, "gates": [met]}), encoding="utf-8")
+    missed = {"gate": "no high", "passed": False, "value": 2.0}
+    audit = {"audits": {"duplicates": {"findings": []}}, "gates": [met, missed]}
+    Path("a.json").write_text(json.dumps(audit), encoding="utf-8")
+    ran = luban("report", "model", "-o", "r.md", "--no-baselines", "--json", "--audit", "a.json")
+    data = json.loads(ran.out)
+    assert data["gates"] == [met, missed]
+    assert data["verdict"][-1] == "1 of 2 release gates are met."
+    assert data["verdict"][-2].startswith(
+        "The audits that were made (duplicates) found nothing of high severity"
+    )
+
+
 def test_training_can_end_with_a_report(work: Path, luban: Luban) -> None:
     ran = luban("train", "r.yaml", "-o", "again", "--report", "again.md")
     assert ran.code == 0, ran.err
@@ -126,3 +161,8 @@ def test_compare_writes_a_page(work: Path, luban: Luban) -> None:
     assert "page: two.html" in ran.err
     assert '<html lang="zh-CN">' in Path("two.html").read_text(encoding="utf-8")
     assert luban("compare", "model", "model", "--lang", "xx").code == 2
+    ran = luban("compare", "model", "model", "rows.csv", "-o", "two.md", "--json")
+    (warning,) = json.loads(ran.out)["warnings"]
+    assert warning.startswith("'model' was trained on rows of this very file")
+    assert f"careful: {warning}" in ran.err
+    assert warning in Path("two.md").read_text(encoding="utf-8")

@@ -127,9 +127,9 @@ def _charts(words: Words, name: str, lines: list[dict[str, Any]]) -> list[Block]
     charts: list[Block] = []
     for key in [key for key in _DRAWN if key in lines[0] and f"{key}_low" in lines[0]][:2]:
         rows: list[Whisker] = [
-            (str(line["group"]), "", line[key], line[f"{key}_low"], line[f"{key}_high"])
+            (str(line.get("group")), "", line[key], line[f"{key}_low"], line[f"{key}_high"])
             for line in shown
-            if line.get(key) is not None
+            if all(isinstance(line.get(one), int | float) for one in (key, f"{key}_low", f"{key}_high"))
         ]
         if rows:
             label = f"{_spaced(key)} ({classes[-1]})" if classes[-1] is not None else _spaced(key)

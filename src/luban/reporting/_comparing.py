@@ -145,7 +145,10 @@ def _quality(
                 y=number(found["only_b"]),
                 p=number(found["p_value"]),
             )
+            if compared.get("weighted"):
+                text = words.sentences([text, words("two.unweighted_test")])
             blocks.append(Note("info", text))
+    blocks += [Note("careful", warning) for warning in compared["warnings"]]
     if "differences" not in compared:
         blocks.append(
             Note("careful", words("two.same_rows" if compared.get("same_rows") else "two.other_rows"))

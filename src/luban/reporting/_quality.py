@@ -18,7 +18,16 @@ from luban.reporting._figures import (
 )
 from luban.reporting._words import Words, number, percent
 
-__all__ = ["best_baseline", "calibration", "errors", "quality", "slices", "targets_of", "titled"]
+__all__ = [
+    "best_baseline",
+    "calibrated",
+    "calibration",
+    "errors",
+    "quality",
+    "slices",
+    "targets_of",
+    "titled",
+]
 
 _HEAT = 16  # classes of a confusion matrix at most
 _BESIDE = 3  # classes whose table stands beside the matrix
@@ -26,6 +35,7 @@ _PAIRS = 10  # confusions that are listed
 _CLASSES = 40  # classes that are listed
 _CURVES = 4  # classes whose curves are drawn
 _SLICES = 16  # slices that are drawn
+_CALIBRATED = 0.02  # between confidence and accuracy, on average, that nobody would mind
 
 
 def targets_of(data: dict[str, Any]) -> dict[str, str]:
@@ -63,6 +73,12 @@ def quality(data: dict[str, Any], words: Words) -> Section:
         )
     for target, task in targets_of(data).items() if measured else ():
         blocks += titled(words, data, target, _of_target(data, words, target, task))
+    if (
+        measured
+        and measured["on"] == "validation"
+        and (data["kept"]["weights"] == "best" or data["kept"]["early"])
+    ):
+        blocks.append(Note("careful", words("chosen_here")))
     for warning in data["warnings"]:
         blocks.append(Note("careful", warning))
     if measured.get("skipped"):
@@ -323,14 +339,31 @@ def calibration(data: dict[str, Any], words: Words) -> Section | None:
         ]
         head = [words("bin"), words("rows"), words("axis.confidence"), words("axis.right")]
         table = Table(head, rows, [False, True, True, True], words("caption.reliability"))
-        total = sum(one["weight"] for one in bins) or 1.0
-        gap = sum(one["weight"] * (one["confidence"] - one["accuracy"]) for one in bins) / total
-        key = "calibrated" if abs(gap) < 0.02 else "overconfident" if gap > 0 else "underconfident"
-        said = Text(words(key, gap=number(100 * abs(gap), 2)))
+        key, gap = calibrated(bins)
+        said = Text(words(key, gap=number(100 * gap, 2)))
         blocks += titled(words, data, target, [said, Grid([Chart(svg, title, text), table])])
     if not blocks:
         return None
     return Section("calibration", words("title.calibration"), words("lead.calibration"), blocks)
+
+
+def calibrated(bins: list[dict[str, float]]) -> tuple[str, float]:
+    """Return the word for how confidence and accuracy differ, and by how much.
+
+    Opposite errors do not cancel: what is too sure in one place and not sure enough in another is not calibrated.
+
+    Example:
+        >>> calibrated([{"weight": 1, "confidence": 0.9, "accuracy": 0.8}, {"weight": 1, "confidence": 0.6, "accuracy": 0.7}])[0]
+        'unevenly_confident'
+    """
+    total = sum(one["weight"] for one in bins) or 1.0
+    gaps = [one["weight"] * (one["confidence"] - one["accuracy"]) / total for one in bins]
+    size, whole = sum(map(abs, gaps)), sum(gaps)
+    if size < _CALIBRATED:
+        return "calibrated", size
+    if abs(whole) < _CALIBRATED:
+        return "unevenly_confident", size
+    return ("overconfident" if whole > 0 else "underconfident"), abs(whole)
 
 
 def slices(data: dict[str, Any], words: Words) -> Section:

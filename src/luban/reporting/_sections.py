@@ -87,10 +87,18 @@ def verdict(data: dict[str, Any], words: Words) -> list[str]:
     if not sentences:
         sentences.append(words("verdict.nothing"))
     counts = severities(data)
-    if results_of(data):
+    made = [one["audit"].replace("_", " ") for results in results_of(data).values() for one in results]
+    if made:
         key = "verdict.audit_bad" if counts.get("high") else "verdict.audit_good"
         sentences.append(
-            words(key, high=counts.get("high", 0), medium=counts.get("medium", 0), low=counts.get("low", 0))
+            words(
+                key,
+                # Nothing is known of what audits that were not made would have found.
+                what=words.listed(made),
+                high=counts.get("high", 0),
+                medium=counts.get("medium", 0),
+                low=counts.get("low", 0),
+            )
         )
     if data["gates"]:
         met = sum(bool(one["passed"]) for one in data["gates"])
@@ -199,7 +207,9 @@ def progress(datas: list[dict[str, Any]], words: Words, names: list[str] | None 
     if not lines:
         return None
     charts: list[Block] = []
-    best = None if several else datas[0]["lineage"].get("progress", {}).get("best_step") or None
+    best = None
+    if not several and datas[0]["kept"]["weights"] == "best":
+        best = datas[0]["lineage"].get("progress", {}).get("best_step") or None
     title, text = words("chart.loss"), words("read.loss_best" if best else "read.loss")
     svg = curves(lines, words("axis.update"), words("axis.loss"), title=title, text=text, at=best)
     charts.append(Chart(svg, title, text, legend=[(name, colour) for name, colour, _ in lines]))

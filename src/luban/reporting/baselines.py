@@ -11,7 +11,7 @@ all else                        ``trees``: scikit-learn's HistGradientBoosting, 
 a causal language model's text  ``xz``: what the compressor LZMA needs for the texts, having read training texts before
 ==============================  ===========================================================================================
 
-A baseline learns from the training rows alone, cleaned as the model's were, and both are scored on the same rows; so the
+A baseline learns from the training rows alone, cleaned and weighted as the model's were, and both are scored on the same rows; so the
 difference gets a paired interval (Dror et al. 2018).
 """
 
@@ -36,7 +36,7 @@ from luban.evaluation.metrics import Task, compare_paired, measure
 from luban.evaluation.run import threshold_of
 from luban.reporting._absent import Absent
 
-__all__ = ["baselines_of", "xz"]
+__all__ = ["baselines_of", "weights_of", "xz"]
 
 _FEATURES = 50_000  # of TF-IDF, the most frequent ones
 _SIDE = 16  # pixels
@@ -69,7 +69,9 @@ def baselines_of(
     processor = pipeline.targets[target]
     task = cast(Task, processor.task)
     known, truth = _truth(processor, train.rows[target]), _truth(processor, test[target])
-    weights = _weights(pipeline, test)
+    weights, heavy = weights_of(pipeline, test), weights_of(pipeline, train.rows)
+    if heavy is not None and not heavy.any():
+        heavy = None  # nothing can be learnt from rows of which none counts
     options: dict[str, Any] = {"classes": processor.classes() or None, "resamples": _RESAMPLES}
     threshold = threshold_of(processor)
     measured = measure(task, truth, scores, weights, threshold=threshold, details=False, **options)
@@ -81,9 +83,9 @@ def baselines_of(
             refused = Absent(name, {"n": len(processor.classes())}).to_json()
             continue
         if name == "constant":
-            said = _constant(task, known, len(processor.classes()), len(test))
+            said = _constant(task, known, len(processor.classes()), len(test), heavy)
         else:
-            said = _learnt(name, pipeline, task, processor, train.rows, test, known, seed)
+            said = _learnt(name, pipeline, task, processor, train.rows, test, known, heavy, seed)
         seconds = time.perf_counter() - started
         own = measure(task, truth, said, weights, details=False, **options)
         compared = compare_paired(task, truth, said, scores, weights, threshold=(0.5, threshold), **options)
@@ -110,7 +112,8 @@ def _truth(processor: Processor, values: pl.Series) -> Array:
     return processor.truth(encoded)
 
 
-def _weights(pipeline: Pipeline, rows: pl.DataFrame) -> Array | None:
+def weights_of(pipeline: Pipeline, rows: pl.DataFrame) -> Array | None:
+    """Return the weight of each cleaned row, (n,), 0 where it makes no sense; None where all weigh 1."""
     if pipeline.weight is None or pipeline.weight not in rows.columns:
         return None
     values = rows[pipeline.weight].cast(pl.Float64, strict=False).fill_null(0.0).to_numpy()
@@ -129,13 +132,15 @@ def _learner(pipeline: Pipeline, task: Task, processor: Processor) -> Sequence[s
     return ("pixels",) if "image" in kinds else ("trees",)
 
 
-def _constant(task: Task, known: Array, classes: int, rows: int) -> Array:
-    if task == "regression":
-        return np.full(rows, known.mean())
-    if task == "binary":
-        return np.full(rows, known.mean())
-    shares = known.mean(0) if task == "multilabel" else np.bincount(known, minlength=classes) / len(known)
-    return np.tile(shares, (rows, 1))
+def _constant(task: Task, known: Array, classes: int, rows: int, weights: Array | None) -> Array:
+    if task in ("regression", "binary"):
+        return np.full(rows, np.average(known, weights=weights))
+    shares = (
+        np.average(known, axis=0, weights=weights)
+        if task == "multilabel"
+        else np.bincount(known, weights=weights, minlength=classes)
+    )
+    return np.tile(shares if task == "multilabel" else shares / shares.sum(), (rows, 1))
 
 
 # --- what learns ------------------------------------------------------------------------------------------
@@ -149,6 +154,7 @@ def _learnt(
     train: pl.DataFrame,
     test: pl.DataFrame,
     known: Array,
+    weights: Array | None,
     seed: int,
 ) -> Array:
     """Return what a baseline says of the test rows, as metrics compare it."""
@@ -159,9 +165,12 @@ def _learnt(
         warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline that stops early is one still
         warnings.simplefilter("ignore", FutureWarning)
         if task == "multilabel":
-            each = [_fitted("binary", name, x, known[:, k], categorical, seed) for k in range(known.shape[1])]
+            each = [
+                _fitted("binary", name, x, known[:, k], weights, categorical, seed)
+                for k in range(known.shape[1])
+            ]
             return np.stack([_chances(one, y, 2)[:, 1] for one in each], axis=1)
-        model = _fitted(task, name, x, known, categorical, seed)
+        model = _fitted(task, name, x, known, weights, categorical, seed)
     if task == "regression":
         said: Array = model.predict(y)
         return said
@@ -169,19 +178,23 @@ def _learnt(
     return shares[:, 1] if task == "binary" else shares
 
 
-def _fitted(task: str, name: str, x: Any, known: Array, categorical: Array, seed: int) -> Any:
+def _fitted(
+    task: str, name: str, x: Any, known: Array, weights: Array | None, categorical: Array, seed: int
+) -> Any:
     from sklearn.dummy import DummyClassifier
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.linear_model import LogisticRegression, Ridge
 
     if task != "regression" and len(np.unique(known)) < 2:
-        return DummyClassifier(strategy="prior").fit(x, known)
+        return DummyClassifier(strategy="prior").fit(x, known, sample_weight=weights)
     if name == "trees":
         trees = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
-        return trees(random_state=seed, categorical_features=categorical).fit(x, known)
+        return trees(random_state=seed, categorical_features=categorical).fit(x, known, sample_weight=weights)
     if task == "regression":
-        return Ridge(random_state=seed).fit(x, known)
-    return LogisticRegression(max_iter=200, C=5.0 if name == "tfidf" else 0.1).fit(x, known)
+        return Ridge(random_state=seed).fit(x, known, sample_weight=weights)
+    return LogisticRegression(max_iter=200, C=5.0 if name == "tfidf" else 0.1).fit(
+        x, known, sample_weight=weights
+    )
 
 
 def _chances(model: Any, x: Any, classes: int) -> Array:

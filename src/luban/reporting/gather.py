@@ -18,11 +18,12 @@ from luban.console import Console
 from luban.data.contracts import Array
 from luban.data.pipeline import Pipeline
 from luban.data.sampling import Reservoir, Sample
-from luban.errors import DataError
+from luban.errors import DataError, InputError
 from luban.evaluation.metrics import Task
 from luban.evaluation.run import evaluate, threshold_of
 from luban.origin import Origin, Unknown
 from luban.predict import Predictor
+from luban.recipe import read_yaml
 from luban.registry import lookup, names
 from luban.reporting import _examples
 from luban.reporting._absent import Absent
@@ -134,12 +135,36 @@ def gather(
         "columns": _columns(predictor, train, rows, options),
         **_looked_at(predictor, artefact, train, rows, options, console),
         "audits": [_by_family(one, private=options.private) for one in audits or []],
-        "gates": artefact.metrics.get("gates") or [g for one in audits or [] for g in one.get("gates") or []],
+        "gates": _gates(artefact, audits or []),
+        "kept": _kept(artefact),
         "lineage": {k: v for k, v in artefact.lineage.items() if k != "split"},
         "recipe": artefact.recipe,
         "limit": options.limit,
         "private": options.private,
     }
+
+
+def _gates(artefact: Artefact, audits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the gates judged at the end of training, then those of the audits that came out otherwise or are new."""
+    gates: list[dict[str, Any]] = []
+    for judged in (artefact.metrics, *audits):
+        for gate in judged.get("gates") or []:
+            if gate not in gates:
+                gates.append(gate)
+    return gates
+
+
+def _kept(artefact: Artefact) -> dict[str, Any]:
+    """Return which weights were kept, ``best`` or ``last``, and whether training could end early; None where no recipe says so."""
+    try:
+        data = read_yaml(artefact.recipe, "recipe.yaml").data
+    except InputError:
+        data = None
+    train = data.get("train") if isinstance(data, dict) else None
+    if not isinstance(train, dict):
+        return {"weights": None, "early": False}
+    callbacks = [one.get("type") if isinstance(one, dict) else one for one in train.get("callbacks") or []]
+    return {"weights": train.get("keep"), "early": "early_stopping" in callbacks}
 
 
 def _by_family(audit: dict[str, Any], *, private: bool) -> dict[str, Any]:

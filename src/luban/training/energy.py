@@ -37,11 +37,12 @@ class Energy(Callback):
         return self._joules
 
     def _read(self) -> None:
-        # intel-rapl:0 is a package; intel-rapl:0:0, its cores, is part of it.
+        # intel-rapl:0 is mostly a package; intel-rapl:0:0, its cores, is part of it, and so may be a zone beside it that is named
+        # otherwise: psys, of the whole platform, has the packages in it.
         for zone in sorted(self._root.glob("intel-rapl:*")):
-            if zone.name.count(":") > 1:
-                continue
             with suppress(OSError, ValueError):  # counters are often for root alone
+                if not (zone / "name").read_text().startswith("package"):
+                    continue
                 now = int((zone / "energy_uj").read_text())
                 if zone in self._last:
                     gone = now - self._last[zone]

@@ -21,8 +21,10 @@ from luban.evaluation.run import threshold_of
 from luban.predict import Predictor, of_artefact
 from luban.reporting._comparing import page_of_two
 from luban.reporting._words import Words
+from luban.reporting.baselines import weights_of
 from luban.reporting.gather import Options, gather
-from luban.verbs.report import require_page, write
+from luban.verbs.evaluate import trained_on
+from luban.verbs.report import is_private, require_page, write
 from luban.verbs.rows import chunks_of
 
 __all__ = ["compare"]
@@ -57,7 +59,8 @@ def compare(
         console: who is told what is being done.
 
     Returns:
-        ``a`` and ``b`` (parameters, size, speed, metrics) and, with data, ``differences`` (b minus a).
+        ``a`` and ``b`` (parameters, size, speed, metrics), ``warnings`` and, with data, ``differences`` (b minus a) and ``weighted``:
+        whether these are, as the recipes' ``data.weight`` says; McNemar's test counts rows, each once.
 
     Raises:
         ArtefactError: if the two predict different things.
@@ -72,9 +75,13 @@ def compare(
         raise ArtefactError(
             f"'{a}' and '{b}' write texts, which are not compared row by row: look at 'luban evaluate' of each"
         )
+    if not shared and not any(targets):
+        raise ArtefactError(
+            f"neither '{a}' nor '{b}' predicts a column, by which they could be compared row by row: look at 'luban evaluate' of each"
+        )
     if not shared:
         raise ArtefactError(
-            f"'{a}' predicts {', '.join(targets[0])} and '{b}' predicts {', '.join(targets[1])}: they have no target with the same classes in common, so there is nothing to compare"
+            f"'{a}' predicts {', '.join(targets[0]) or 'no column'} and '{b}' predicts {', '.join(targets[1]) or 'no column'}: they have no target with the same classes in common, so there is nothing to compare"
         )
     sides = []
     for path, artefact, predictor in zip((a, b), artefacts, predictors, strict=True):
@@ -91,20 +98,34 @@ def compare(
                 "measured_on": artefact.metrics.get("data"),
             }
         )
-    result: dict[str, Any] = {"a": sides[0], "b": sides[1], "targets": shared}
+    warnings: list[str] = []
+    result: dict[str, Any] = {"a": sides[0], "b": sides[1], "targets": shared, "warnings": warnings}
     if data is None:
         result["same_rows"] = (
             sides[0]["measured_on"] is not None and sides[0]["measured_on"] == sides[1]["measured_on"]
         )
         _write(result, artefacts, predictors, None, output, written, words.language, console)
         return result
+    for path, artefact in {str(path): one for path, one in zip((a, b), artefacts, strict=True)}.items():
+        if trained_on(artefact, data):
+            warnings.append(
+                f"'{path}' was trained on rows of this very file, so its figures are flattered; compare on rows that neither has seen"
+            )
+    weigh = [one.pipeline.weight for one in artefacts]
+    if weigh[0] != weigh[1]:
+        # Beside each other stand figures weighted as each artefact says; a difference needs one weight for a row.
+        warnings.append(
+            f"'{a}' weighs rows by {_column(weigh[0])} and '{b}' by {_column(weigh[1])}, so the paired differences are unweighted"
+        )
+    for warning in warnings:
+        (console or Console()).say(f"careful: {warning}")
     columns = list(dict.fromkeys(c for one in artefacts for c in one.pipeline.inputs))
     chunks = chunks_of(data, columns)
     first = next(chunks, None)
     if first is None:
         raise DataError("there is no row to compare on")
-    truth, scores, rows = _both(predictors, chain([first], chunks), shared)
-    result["rows"] = rows
+    truth, scores, weights, rows = _both(predictors, chain([first], chunks), shared, weigh[0] == weigh[1])
+    result["rows"], result["weighted"] = rows, weights is not None
     result["differences"] = {}
     for name in shared:
         processor = predictors[0].pipeline.targets[name]
@@ -113,6 +134,7 @@ def compare(
             truth[name],
             scores[0][name],
             scores[1][name],
+            weights,
             classes=processor.classes() or None,
             threshold=(
                 threshold_of(processor),
@@ -139,7 +161,7 @@ def _write(
     """Write the page of both, if there is a place for it."""
     if output is None:
         return
-    options = Options(examples=0, baselines=False)
+    options = Options(examples=0, baselines=False, private=any(is_private(one) for one in artefacts))
     reports = []
     for artefact, predictor in zip(artefacts, predictors, strict=True):
         chunks = None if data is None else chunks_of(data, list(predictor.pipeline.inputs))
@@ -151,11 +173,12 @@ def _write(
 
 
 def _both(
-    predictors: list[Predictor], chunks: Iterator[pl.DataFrame], targets: list[str]
-) -> tuple[dict[str, Array], list[dict[str, Array]], int]:
-    """Score the same rows with both; rows that either cannot read are left out."""
+    predictors: list[Predictor], chunks: Iterator[pl.DataFrame], targets: list[str], weighted: bool
+) -> tuple[dict[str, Array], list[dict[str, Array]], Array | None, int]:
+    """Score the same rows with both, and weigh them; rows that either cannot read are left out."""
     truth: dict[str, list[Array]] = {name: [] for name in targets}
     scores: list[dict[str, list[Array]]] = [{name: [] for name in targets} for _ in predictors]
+    weights: list[Array] = []
     rows = 0
     for chunk in chunks:
         pipeline = predictors[0].pipeline
@@ -169,9 +192,11 @@ def _both(
             good &= pipeline.targets[name].known(chunk[name]).to_numpy()
         for predictor in predictors:
             predictor.pipeline.require(chunk.columns, targets=False)
-            good &= predictor.pipeline.readable(
-                predictor.pipeline.clean(chunk, predicting=True), targets=False
-            )
+            cleaned = predictor.pipeline.clean(chunk, predicting=True)
+            good &= predictor.pipeline.readable(cleaned, targets=False)
+        own_weights = weights_of(pipeline, cleaned) if weighted else None
+        if own_weights is not None:
+            weights.append(own_weights[good])
         part = chunk.filter(pl.Series(good))
         rows += len(part)
         for start in range(0, len(part), 256):
@@ -187,7 +212,14 @@ def _both(
     if not rows:
         raise DataError("no row can be scored by both artefacts")
     joined = [{name: np.concatenate(parts) for name, parts in own.items()} for own in scores]
-    return {name: np.concatenate(parts) for name, parts in truth.items()}, joined, rows
+    whole = np.concatenate(weights) if weights else None
+    if whole is not None and not whole.any():
+        raise DataError("the rows that both can score weigh nothing; give rows whose weight is above 0")
+    return {name: np.concatenate(parts) for name, parts in truth.items()}, joined, whole, rows
+
+
+def _column(name: str | None) -> str:
+    return "no column" if name is None else f"'{name}'"
 
 
 def _speeds(predictors: list[Predictor], rows: pl.DataFrame) -> list[float]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
+from pydantic import BaseModel, ValidationError
 
 from luban import files
 from luban.artefact import Artefact, is_artefact
@@ -26,12 +27,41 @@ from luban.reporting.gather import LIMIT, Options, gather
 from luban.verbs.evaluate import trained_on
 from luban.verbs.rows import chunks_of
 
-__all__ = ["FORMATS", "format_of", "report", "require_page", "write"]
+__all__ = ["FORMATS", "format_of", "is_private", "report", "require_page", "write"]
 
 FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 """Ending of a file → what is written into it."""
 _FOLDS = "cross-validation.json"
 _AUDIT = "audit.json"
+
+
+class _Finding(BaseModel):
+    severity: Literal["high", "medium", "low", "info"]
+    sentence: str
+    figures: dict[str, Any] = {}
+    advice: str = ""
+
+
+class _Result(BaseModel):
+    findings: list[_Finding] = []
+    figures: dict[str, float | None] | None = None
+    tables: dict[str, list[dict[str, Any]]] | None = None
+    notes: list[Any] | None = None
+
+
+class _Gate(BaseModel):
+    gate: str
+    passed: bool
+    value: float | None
+
+
+class _Audit(BaseModel):
+    """What a page needs of a file of audits, which somebody else or an older version may have written."""
+
+    audits: dict[str, _Result]
+    gates: list[_Gate] | None = None
+    left_out: dict[str, str] | None = None
+    left: dict[str, str] | None = None
 
 
 def report(
@@ -104,7 +134,7 @@ def report(
         data=data or "",
         warnings=warnings,
         audits=_audits(audit, folder),
-        options=Options(limit, examples, baselines, _private(loaded) if private is None else private),
+        options=Options(limit, examples, baselines, is_private(loaded) if private is None else private),
         console=console,
     )
     if folds:
@@ -208,11 +238,19 @@ def _audits(paths: Sequence[str | Path], folder: Path) -> list[dict[str, Any]]:
             raise InputError(
                 f"'{place}' holds no audit; write one with: luban audit {folder} DATA -o {place}"
             )
+        try:
+            _Audit.model_validate(one)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise InputError(
+                f"'{place}' is no audit that can be shown ({'.'.join(map(str, wrong['loc']))}: {wrong['msg']}); write one anew with: luban audit {folder} DATA -o {place}"
+            ) from None
         found.append(dict(one))
     return found
 
 
-def _private(artefact: Artefact) -> bool:
+def is_private(artefact: Artefact) -> bool:
+    """Whether a recipe says that no row of its data is to be shown."""
     try:
         data = read_yaml(artefact.recipe, "recipe.yaml").data
     except InputError:
