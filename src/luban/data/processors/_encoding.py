@@ -54,8 +54,7 @@ WORD_DIGITS = WORD.replace(r"\p{N}+", r"\p{N}")
 
 _BLANK, _SPACE, _LETTER, _CJK, _DIGIT, _APOSTROPHE, _MARK, _BOUND = range(8)  # classes of characters
 _UNKNOWN = 255
-_JOIN, _CUT, _ASK, _ALONE = range(4)
-"""What two classes say of the place between them. ASK: the vocabulary is asked. ALONE: cut if there is a cut before the first, too."""
+_JOIN, _CUT, _ASK = range(3)  # what two classes say of the place between them; the vocabulary is asked
 _WINDOW = 2**17  # characters worked on at once, so that the arrays stay in the processor's caches
 _FEW = 4_096  # characters below which the library is quicker
 _LONGEST = 64  # characters of a segment that is remembered
@@ -383,8 +382,6 @@ class _Cutter:
             if self.pairs is not None and len(asked := np.flatnonzero(said == _ASK)):
                 cut[asked] = ~self.pairs.joined(part[asked], part[asked + 1])
             result[max(start, 1) : start + _WINDOW] = cut
-            alone = max(start, 1) + np.flatnonzero(said == _ALONE)
-            result[alone] = result[alone - 1]
         return result
 
     def whole_words(self, points: Array, begins: Array, ends: Array) -> npt.NDArray[np.bool_]:
@@ -464,16 +461,13 @@ def _by_pattern(pattern: str) -> _Cutter | None:
     """One of the patterns that byte-level BPE parts texts by."""
     visible = (*_WORDS, _DIGIT)
     if pattern in (GPT2, GPT2_DIGITS):
-        # A space joins what follows, of which it may be a part. An apostrophe joins marks and letters: 's is a token.
+        # Blanks join what follows, of which they may be a part. An apostrophe joins marks and letters: 's is a token.
         table = _table(
             ((*visible, _MARK, _APOSTROPHE), _BLANKS),
             (visible, (_MARK, _APOSTROPHE)),
             ((_MARK,), visible),
             (_WORDS, (_DIGIT,)),
             ((_DIGIT,), _WORDS),
-        )
-        table[_BLANK, [*visible, _MARK, _APOSTROPHE]] = (
-            _ALONE  # of several blanks, the last is parted from the others
         )
     elif pattern in (LLAMA3, QWEN2):  # here a mark may begin a word, and a line's end belong to a mark
         table = _table(
