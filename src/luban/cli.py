@@ -22,6 +22,7 @@ import typer
 
 from luban._version import __version__
 from luban.errors import InputError, LubanError
+from luban.files import finite
 from luban.imports import own_process, uncollected
 
 if TYPE_CHECKING:
@@ -80,15 +81,6 @@ def _json(data: Any) -> None:
     _out(json.dumps(data, ensure_ascii=False, default=str, allow_nan=False))
 
 
-def _finite(data: Any) -> Any:
-    """JSON knows no NaN: a figure that is not defined is null."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not (abs(data) < float("inf")) else data
-
-
 # --- verbs ------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +99,7 @@ def init(
 
     report = verb(data, targets=target or None, output=output, force=force)
     if as_json:
-        _json(_finite(report.to_json()))
+        _json(finite(report.to_json()))
         return
     console = _console()
     for problem in report.problems:
@@ -133,7 +125,7 @@ def check(
     console = _console()
     result = verb(recipe, overrides or [], find_lr=find_lr, console=console)
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
         return
     rows = result["rows"]
     _out(result["recipe"].rstrip())
@@ -209,7 +201,7 @@ def train(
             console.say(f"stopped; a checkpoint is saved. Go on with: {again}")
         raise
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
         if not result.get("passed", True):
             raise typer.Exit(1)
         return
@@ -286,7 +278,7 @@ def export(
     console = _console()
     result = verb(artefact, output, format=format, force=force, console=console)
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
         return
     if result.get("drift") is not None:
         console.say(f"the same answers to {result['drift']:.1e} on the artefact's sample")
@@ -353,27 +345,20 @@ def predict(
         on_piece=show if stream else None,
     )
     if as_json and output is None:
-        _json({"artefact": artefact, "predictions": [_finite(one) for one in predictions]})
+        _json({"artefact": artefact, "predictions": [finite(one) for one in predictions]})
         return
     if output is None:
         for one in predictions:
-            _out(json.dumps(_finite(one), ensure_ascii=False))
+            _out(json.dumps(finite(one), ensure_ascii=False))
         return
     target = Path(output)
     if target.is_dir():
         raise InputError(f"'{output}' is a folder; name a file with -o")
-    with files.writing(f"'{output}'"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.partial")
-        count = 0
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                for one in predictions:
-                    file.write(json.dumps(_finite(one), ensure_ascii=False) + "\n")
-                    count += 1
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
+    count = 0
+    with files.new_file(target) as beside, beside.open("w", encoding="utf-8") as file:
+        for one in predictions:
+            file.write(json.dumps(finite(one), ensure_ascii=False) + "\n")
+            count += 1
     if as_json:
         _json({"artefact": artefact, "output": output, "rows": count})
     else:
@@ -413,7 +398,7 @@ def evaluate(
         console=console,
     )
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
         return
     _show_metrics(None, result["metrics"], f"{result['rows']:,} rows")
     for reason, n in result["skipped"].items():
@@ -487,7 +472,7 @@ def audit(
         console=console,
     )
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
     else:
         for one in result["audits"].values():
             for note in one["notes"]:
@@ -572,7 +557,7 @@ def explain(
         console=_console(),
     )
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
         return
     console = _console()
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -614,7 +599,7 @@ def compare(
     if output is not None:
         console.say(f"page: {output}")
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
         return
     for key in ("model", "parameters", "megabytes", "train_seconds", "rows_per_second"):
         left, right = (result[side].get(key) for side in ("a", "b"))
@@ -698,7 +683,7 @@ def report(
         console=console,
     )
     if as_json:
-        _json(_finite(result))
+        _json(finite(result))
         return
     for sentence in result["verdict"]:
         console.say(sentence)
@@ -726,7 +711,7 @@ def doctor(
 
     report = verb(self_test=not quick)
     if as_json:
-        _json(_finite(report))
+        _json(finite(report))
     else:
         hardware = report["hardware"]
         _out(

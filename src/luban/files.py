@@ -7,13 +7,23 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from luban.errors import ArtefactError, MachineError
 
-__all__ = ["cache_folder", "new_folder", "require_place", "require_space", "sha256_of", "writing"]
+__all__ = [
+    "cache_folder",
+    "finite",
+    "new_file",
+    "new_folder",
+    "require_place",
+    "require_space",
+    "sha256_of",
+    "writing",
+]
 
 
 def cache_folder() -> Path:
@@ -38,6 +48,44 @@ def writing(what: str) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise MachineError(f"{what} could not be written: {error.strerror} ({error.filename})") from error
         raise
+
+
+def finite(data: Any) -> Any:
+    """Return plain data as JSON knows it, where a figure that is not defined is null, not NaN.
+
+    Example:
+        >>> finite({"f1": float("nan"), "rows": (1, 2)})
+        {'f1': None, 'rows': [1, 2]}
+    """
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not (abs(data) < float("inf")) else data
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Args:
+        target: where the file is to appear, instead of one that is there; folders above it are made.
+
+    Raises:
+        MachineError: if it cannot be written.
+
+    Example:
+        >>> with new_file(Path("a.json")) as file:      # doctest: +SKIP
+        ...     file.write_text("{}")
+    """
+    with writing(f"'{target}'"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            yield beside
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

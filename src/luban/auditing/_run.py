@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,11 +37,8 @@ class Store:
         except (OSError, ValueError):
             pass
         value = make()
-        with files.writing(f"'{path}'"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with files.new_file(path) as beside:
             beside.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-            beside.replace(path)
         return value
 
     def forget(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -218,11 +217,5 @@ def write(path: Path, numbers: list[int], labels: list[Any] | None, vectors: Flo
     if labels is not None:
         columns.append(pl.Series("label", labels, strict=False))
     columns.append(pl.Series("embedding", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))
-    with files.writing(f"'{path}'"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            pl.DataFrame(columns).write_parquet(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with files.new_file(path) as beside:
+        pl.DataFrame(columns).write_parquet(beside)

@@ -141,12 +141,8 @@ def audit(
         "left_out": left,
     }
     if output is not None:
-        with files.writing(f"'{output}'"):
-            target = Path(output)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            beside = target.with_name(f".{target.name}.partial")
+        with files.new_file(Path(output)) as beside:
             write_json(beside, result)
-            beside.replace(target)
     store.forget()
     return result
 

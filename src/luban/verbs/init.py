@@ -110,10 +110,8 @@ def init(
 
 def _write(text: str, path: Path | None) -> None:
     if path is not None:
-        with files.writing(f"'{path}'"):
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+        with files.new_file(path) as beside:
+            beside.write_text(text, encoding="utf-8")
 
 
 # --- texts to learn a language from ------------------------------------------------------------------------------------

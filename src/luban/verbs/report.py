@@ -157,17 +157,13 @@ def write(data: dict[str, Any], output: Path, format: str, make: Callable[[], Pa
         make: makes the page.
     """
     if format == "json":
-        text = json.dumps(_finite(data), ensure_ascii=False, indent=1, default=str, allow_nan=False) + "\n"
+        text = (
+            json.dumps(files.finite(data), ensure_ascii=False, indent=1, default=str, allow_nan=False) + "\n"
+        )
     else:
         text = html(make()) if format == "html" else markdown(make())
-    with files.writing(f"'{output}'"):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = output.with_name(f".{output.name}.partial")
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(output)
-        finally:
-            beside.unlink(missing_ok=True)
+    with files.new_file(output) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def require_page(output: str | Path | None, format: str | None = None) -> str:
@@ -183,15 +179,6 @@ def require_page(output: str | Path | None, format: str | None = None) -> str:
     if output is not None and written == "html":
         require_pictures()
     return written
-
-
-def _finite(data: Any) -> Any:
-    """JSON knows no NaN: a figure that is not defined is null."""
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not (abs(data) < float("inf")) else data
 
 
 def format_of(output: str | Path | None, format: str | None) -> str:
