@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from luban import native
 from luban.data.ragged import Ragged
 from luban.models import _kernels
 from luban.models._attention import Plan, attend, plan
@@ -27,9 +28,9 @@ examples = settings(max_examples=50, suppress_health_check=[HealthCheck.function
 
 @pytest.fixture
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "native" and _kernels._compiler() is None:
+    if request.param == "native" and native.compiler() is None:
         pytest.skip("no compiler")
-    monkeypatch.setattr(_kernels, "_chosen", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_chosen", None)
     _kernels.use(request.param)
     return str(request.param)
 
@@ -262,9 +263,9 @@ def test_large_scores_do_not_overflow(path: str) -> None:
 def test_the_kernel_gives_the_same_bits_with_any_number_of_threads_and_any_company(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if _kernels._compiler() is None:
+    if native.compiler() is None:
         pytest.skip("no compiler")
-    monkeypatch.setattr(_kernels, "_chosen", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_chosen", None)
     _kernels.use("native")
     how = plan(rows_of([300, 90, 33, 8]), causal=True)
     inputs = tensors(how, (4, 2), 24)
@@ -312,9 +313,9 @@ def test_a_traced_graph_holds_what_attention_is_made_of(path: str) -> None:
 
 
 def test_tensors_that_are_not_those_of_the_plan_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    if _kernels._compiler() is None:
+    if native.compiler() is None:
         pytest.skip("no compiler")
-    monkeypatch.setattr(_kernels, "_chosen", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_chosen", None)
     _kernels.use("native")
     how = plan(rows_of([4]))
     query, key, value = tensors(how)

@@ -13,25 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luban import files
+from luban import files, native
 from luban.errors import MachineError, MissingError
 from luban.models import _kernels
 from luban.models._kernels import add_norm, in_use, use
 
 both_paths = pytest.mark.parametrize("path", ["torch", "native"], indirect=True)
-compiled = pytest.mark.skipif(_kernels._compiler() is None, reason="no compiler")
+compiled = pytest.mark.skipif(native.compiler() is None, reason="no compiler")
 
 
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nothing had been chosen; what was chosen comes back after the test."""
-    monkeypatch.setattr(_kernels, "_chosen", None)
-    monkeypatch.setattr(_kernels, "_automatic", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_chosen", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_automatic", None)
 
 
 @pytest.fixture
 def path(request: pytest.FixtureRequest) -> str:
-    if request.param == "native" and _kernels._compiler() is None:
+    if request.param == "native" and native.compiler() is None:
         pytest.skip("no compiler")
     use(request.param)
     return str(request.param)
@@ -137,6 +137,31 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     settled(files.cache_folder() / "kernels")
 
 
+# --- GELU ---------------------------------------------------------------------------------------------------------------
+
+
+@both_paths
+@pytest.mark.parametrize("shape", [(0,), (1,), (15,), (16, 16), (33, 7)])
+def test_gelu_is_that_of_pytorch(path: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = (4 * torch.randn(shape)).requires_grad_()
+    ours, theirs = _kernels.gelu(x), F.gelu(x.double())
+    assert near(ours.double(), theirs)
+    assert near(*(gradients(out, [x])[0] for out in (ours, theirs.float())))
+    with torch.no_grad():
+        assert torch.equal(_kernels.gelu(x), ours)
+
+
+@both_paths
+def test_gelu_far_from_zero(path: str) -> None:
+    x = torch.tensor([-1e4, -50.0, -13.0, -0.0, 0.0, 13.0, 50.0, 1e4, float("nan")], requires_grad=True)
+    y = _kernels.gelu(x)
+    (slope,) = torch.autograd.grad(y[:-1].sum(), x)
+    assert y[:8].tolist() == pytest.approx([0, 0, 0, 0, 0, 13, 50, 1e4], abs=1e-30)
+    assert bool(y[8].isnan())
+    assert slope[:8].tolist() == pytest.approx([0, 0, 0, 0.5, 0.5, 1, 1, 1], abs=1e-30)
+
+
 def settled(folder: Path) -> None:
     """Wait until no build is under way."""
     deadline = time.monotonic() + 120
@@ -146,8 +171,8 @@ def settled(folder: Path) -> None:
 
 
 def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kernels, "_chosen", None)
-    monkeypatch.setattr(_kernels, "_automatic", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_chosen", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_automatic", None)
 
 
 def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -217,13 +242,13 @@ def test_two_processes_do_not_build_the_same(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fake_compiler(tmp_path, monkeypatch)
-    place = _kernels._place()
+    place = _kernels.NATIVE._place()
     assert place is not None
     place.building.mkdir(parents=True)
     assert use("auto").endswith("is being built for the next run")
     assert not calls.exists()
     # One that was cut off is taken over in the end.
-    monkeypatch.setattr(_kernels, "STALE", -1.0)
+    monkeypatch.setattr(native, "STALE", -1.0)
     another_process(monkeypatch)
     use("auto")
     settled(cache)
@@ -247,7 +272,7 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_error(
     cache.write_text("a file")
     assert use("auto").startswith("attention: torch; the native kernel cannot be built or loaded: ")
     cache.unlink()
-    place = _kernels._place()
+    place = _kernels.NATIVE._place()
     assert place is not None
     cache.mkdir()
     place.library.write_text("no library")
@@ -259,7 +284,7 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_error(
 
 @compiled
 def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
-    compiler = _kernels._compiler()
+    compiler = native.compiler()
     assert compiler is not None
     strict = [
         "-Wall",
@@ -267,5 +292,5 @@ def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
         "-Werror",
         "-Wno-maybe-uninitialized",
     ]  # GCC 12 finds the last in its own headers
-    command = [compiler, *_kernels.FLAGS, "-O1", *strict, "-c", str(_kernels.SOURCE)]
+    command = [compiler, *native.FLAGS, "-O1", *strict, "-c", str(_kernels.SOURCE)]
     subprocess.run([*command, "-o", str(tmp_path / "kernels.o")], check=True)

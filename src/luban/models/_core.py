@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from luban.data.ragged import Ragged
 from luban.errors import DataError
 from luban.models._attention import Plan, attend, plan
-from luban.models._kernels import add_norm
+from luban.models._kernels import GELU, add_norm
 from luban.models._layers import Activation, Dropout, activation_of
 from luban.models._products import alike, product
 
@@ -174,7 +174,7 @@ class FeedForward(nn.Module):
             nn.Linear(shape.hidden_size, shape.intermediate, bias=shape.feed_bias) if shape.gated else None
         )
         self.down = nn.Linear(shape.intermediate, shape.hidden_size, bias=shape.feed_bias)
-        self.activation = activation_of(shape.activation)
+        self.activation = GELU() if shape.activation == "gelu" else activation_of(shape.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) to (T, D)."""

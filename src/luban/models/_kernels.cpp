@@ -1,4 +1,4 @@
-// Attention over rows of different lengths, and dropout + residual + layer normalisation, for a CPU, in fp32.
+// Attention over rows of different lengths, dropout + residual + layer normalisation, and GELU, for a CPU, in fp32.
 //
 // The attention never stores its weights: the forward pass keeps the logarithm of each query's softmax sum, and the backward
 // pass computes the weights again from it (FlashAttention: Dao et al., 2022; one pass over keys: Milakov and Gimelshein, 2018).
@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 namespace {
 
@@ -34,6 +35,8 @@ constexpr int PANEL = 2 * LANES;
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 
+typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
 
@@ -43,23 +46,79 @@ constexpr float LOG2_E = 1.44269504088896341f;
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 // 2^x for x <= 0 (up to rounding), to 1e-7 relative; 0 below the normal numbers, NaN for NaN. Coefficients: Cephes' exp2f.
-inline float exp2_fast(float x) {
-    float shifted = x + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are x, rounded
-    float whole = shifted - 12582912.0f, rest = x - whole;
-    float p = 1.535336188319500e-4f;
-    p = p * rest + 1.339887440266574e-3f;
+template <typename Float, typename Bits>
+inline Float exp2_of(Float x) {
+    Float shifted = x + 12582912.0f;  // 1.5 * 2^23: the sum's last bits are x, rounded
+    Float whole = shifted - 12582912.0f, rest = x - whole;
+    Float p = rest * 1.535336188319500e-4f + 1.339887440266574e-3f;
     p = p * rest + 9.618437357674640e-3f;
     p = p * rest + 5.550332471162809e-2f;
     p = p * rest + 2.402264791363012e-1f;
     p = p * rest + 6.931472028550421e-1f;
     p = p * rest + 1.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, 4);
+    Bits bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
     bits = (bits + 127u) << 23;  // 2^whole: the constant's own bits leave at the top
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return x < -126.0f ? 0.0f : p * power;
+    Float power;
+    std::memcpy(&power, &bits, sizeof(power));
+    return x < -126.0f ? Float{} : p * power;
 }
+inline float exp2_fast(float x) { return exp2_of<float, uint32_t>(x); }
+inline Vector exp2_fast(Vector x) { return exp2_of<Vector, Bits>(x); }
+
+// --- across lanes ------------------------------------------------------------------------------------------
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
+#ifdef SHUFFLES
+// Of two rows, what stands in the lanes with the bit STEP in the first and in those without it in the second changes places.
+template <int STEP, size_t... L>
+inline void exchange(Vector& a, Vector& b, std::index_sequence<L...>) {
+    const Vector first = __builtin_shufflevector(a, b, (L & STEP ? LANES + L - STEP : L)...);
+    b = __builtin_shufflevector(a, b, (L & STEP ? LANES + L : L + STEP)...);
+    a = first;
+}
+
+template <int STEP>
+inline void exchange_all(Vector* rows) {
+    for (int i = 0; i < LANES; i++)
+        if (!(i & STEP)) exchange<STEP>(rows[i], rows[i + STEP], std::make_index_sequence<LANES>());
+}
+#endif
+
+// Transpose LANES x LANES numbers in place: bit by bit, a row's number and a lane's change roles.
+inline void transpose(Vector* rows) {
+#ifdef SHUFFLES
+    exchange_all<1>(rows);
+    exchange_all<2>(rows);
+    if constexpr (LANES > 4) exchange_all<4>(rows);
+    if constexpr (LANES > 8) exchange_all<8>(rows);
+#else
+    float all[LANES][LANES];
+    for (int i = 0; i < LANES; i++) store(all[i], rows[i]);
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) rows[i][j] = all[j][i];
+#endif
+}
+
+// What `join` makes of each vector's lanes, for `count` vectors; `out` has room for a multiple of LANES.
+template <typename Join>
+inline void across(const Vector* vectors, int64_t count, float* out, Join join) {
+    for (int64_t first = 0; first < count; first += LANES) {
+        Vector rows[LANES];
+        for (int i = 0; i < LANES; i++) rows[i] = vectors[std::min(first + i, count - 1)];
+        transpose(rows);
+        for (int width = LANES / 2; width; width /= 2)
+            for (int i = 0; i < width; i++) rows[i] = join(rows[i], rows[i + width]);
+        store(out + first, rows[0]);
+    }
+}
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector added(Vector a, Vector b) { return a + b; }
 
 // --- products --------------------------------------------------------------------------------------------
 
@@ -226,14 +285,20 @@ void pack(const float* from, int64_t from_row, int64_t rows, int64_t width, int6
 
 // Copy (rows, width) into panels of its transpose, (width, PANEL) each, with zeros behind the last row.
 void pack_transposed(const float* from, int64_t from_row, int64_t rows, int64_t width, float* to) {
-    for (int64_t first = 0; first < rows; first += PANEL, to += width * PANEL) {
-        int64_t taken = std::min<int64_t>(PANEL, rows - first);
-        const float* block = from + first * from_row;
-        for (int64_t d = 0; d < width; d++) {
-            for (int64_t j = 0; j < taken; j++) to[d * PANEL + j] = block[j * from_row + d];
-            for (int64_t j = taken; j < PANEL; j++) to[d * PANEL + j] = 0.0f;
+    const int64_t whole = width / LANES * LANES;
+    for (int64_t first = 0; first < rows; first += PANEL, to += width * PANEL)
+        for (int64_t half = 0; half < PANEL; half += LANES) {
+            const int64_t taken = std::clamp<int64_t>(rows - first - half, 0, LANES);
+            const float* block = from + (first + half) * from_row;
+            for (int64_t d = 0; d < whole; d += LANES) {
+                Vector lines[LANES];
+                for (int i = 0; i < LANES; i++) lines[i] = i < taken ? load(block + i * from_row + d) : Vector{};
+                transpose(lines);
+                for (int i = 0; i < LANES; i++) store(to + (d + i) * PANEL + half, lines[i]);
+            }
+            for (int64_t d = whole; d < width; d++)
+                for (int64_t j = 0; j < LANES; j++) to[d * PANEL + half + j] = j < taken ? block[j * from_row + d] : 0.0f;
         }
-    }
 }
 
 // scores (queries x keys of a block) = Q Kt; `right` are panels of a transpose, from key `from` on.
@@ -276,32 +341,41 @@ void forward_task(const Problem& problem, const Task& task, const View& query, c
             for (int64_t from = 0; from < visible; from += KEYS) {
                 const int64_t block = std::min<int64_t>(KEYS, visible - from), whole = round_up(block, LANES);
                 scores_of(count, block, width, queries, keys, from, scores);
+                int64_t seen[QUERIES];
+                Vector parts[QUERIES];
+                float found[QUERIES];  // of a block: the largest score, then the sum of the weights
                 for (int64_t i = 0; i < count; i++) {
                     float* line = scores + i * KEYS;
-                    const int64_t seen = std::clamp<int64_t>(task.seen(problem, first + i) - from, 0, block);
-                    std::fill(line + seen, line + whole, seen ? -INF : 0.0f);
-                    if (!seen) continue;
-                    float top = highest[i], total = 0.0f;
-#pragma omp simd reduction(max : top)
-                    for (int64_t j = 0; j < whole; j++) top = line[j] > top ? line[j] : top;
-#pragma omp simd reduction(+ : total)
-                    for (int64_t j = 0; j < whole; j++) {
-                        line[j] = exp2_fast(line[j] - top);
-                        total += line[j];
-                    }
+                    seen[i] = std::clamp<int64_t>(task.seen(problem, first + i) - from, 0, block);
+                    std::fill(line + seen[i], line + whole, seen[i] ? -INF : 0.0f);
+                    parts[i] = load(line);
+                    for (int64_t j = LANES; j < whole; j += LANES) parts[i] = larger(load(line + j), parts[i]);
+                }
+                across(parts, count, found, larger);
+                for (int64_t i = 0; i < count; i++) {
+                    parts[i] = Vector{};
+                    if (!seen[i]) continue;
+                    float* line = scores + i * KEYS;
+                    const float top = std::max(highest[i], found[i]);
                     if (from) {  // what was summed before was relative to a lower maximum
                         const float lower = exp2_fast(highest[i] - top);
-                        total += sum[i] * lower;
+                        sum[i] *= lower;
                         for (int64_t d = 0; d < padded; d++) result[i * padded + d] *= lower;
                     }
                     highest[i] = top;
-                    sum[i] = total;
+                    for (int64_t j = 0; j < whole; j += LANES) {
+                        const Vector weight = exp2_fast(load(line + j) - top);
+                        parts[i] += weight;
+                        store(line + j, weight);
+                    }
                     if (problem.threshold) {
                         const auto key_of = dropout.line((task.first + first + i) * heads + head);
 #pragma omp simd
                         for (int64_t j = 0; j < whole; j++) line[j] *= dropout.factor(key_of, from + j);
                     }
                 }
+                across(parts, count, found, added);
+                for (int64_t i = 0; i < count; i++) sum[i] += found[i];
                 multiply<KEYS, 1>(count, padded, block, scores, values + from * padded, padded, PANEL, result, padded,
                                   true);
             }
@@ -345,15 +419,17 @@ void backward_task(const Problem& problem, const Task& task, const View& query, 
             pack(at(d_out, task.first + first, head), d_out.position, count, width, padded, 1.0f, d_outs, WIDEST);
             std::fill_n(result, count * padded, 0.0f);
             float through[QUERIES];  // sum of weight * d_weight over the keys, which is dO O
+            Vector parts[QUERIES];
             for (int64_t i = 0; i < count; i++) {
-                const float* o = out + ((task.first + first + i) * heads + head) * width;
-                float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-                for (int64_t d = 0; d < width; d++) total += o[d] * d_outs[i * WIDEST + d];
-                through[i] = total;
+                const float *o = out + ((task.first + first + i) * heads + head) * width, *d_o = d_outs + i * WIDEST;
+                parts[i] = Vector{};
+                int64_t d = 0;
+                for (; d + LANES <= width; d += LANES) parts[i] += load(o + d) * load(d_o + d);
+                for (; d < width; d++) parts[i][0] += o[d] * d_o[d];
             }
+            across(parts, count, through, added);
             for (int64_t from = 0; from < visible; from += KEYS) {
-                const int64_t block = std::min<int64_t>(KEYS, visible - from);
+                const int64_t block = std::min<int64_t>(KEYS, visible - from), whole = round_up(block, LANES);
                 scores_of(count, block, width, queries, keys_t, from, weights);
                 scores_of(count, block, width, d_outs, values_t, from, d_scores);
                 for (int64_t i = 0; i < count; i++) {
@@ -370,10 +446,10 @@ void backward_task(const Problem& problem, const Task& task, const View& query, 
                             d_line[j] = weight * (d_line[j] * factor - mean);
                         }
                     } else {
-#pragma omp simd
-                        for (int64_t j = 0; j < seen; j++) {
-                            line[j] = exp2_fast(line[j] - sum);
-                            d_line[j] = line[j] * (d_line[j] - mean);
+                        for (int64_t j = 0; j < whole; j += LANES) {
+                            const Vector weight = exp2_fast(load(line + j) - sum);
+                            store(line + j, weight);
+                            store(d_line + j, weight * (load(d_line + j) - mean));
                         }
                     }
                     std::fill(line + seen, line + block, 0.0f);
@@ -496,6 +572,51 @@ void norm_backward(const Norm* norm, const float* d_out, const float* normal, co
 #pragma omp simd
             for (int64_t d = 0; d < width; d++) d_x[row * width + d] = to[d] * dropout.factor(key_of, d);
         }
+    }
+}
+
+}  // extern "C"
+
+// --- GELU ------------------------------------------------------------------------------------------------
+
+namespace {
+
+// x Phi(x), and its slope, Phi(x) + x phi(x). The error function is that of Abramowitz and Stegun, 7.1.26, as in PyTorch: within
+// 1.5e-7. Its exponential is that of phi, so that the slope costs next to nothing here, and the backward pass one product.
+inline Vector gelu_of(Vector x, Vector& slope) {
+    const Vector z = (x < 0.0f ? -x : x) * 0.707106781186547524f, t = 1.0f / (z * 0.3275911f + 1.0f);
+    const Vector bell = exp2_fast(z * z * -LOG2_E);
+    Vector p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Vector tail = p * t * bell * 0.5f;  // Phi(-|x|)
+    const Vector share = x < 0.0f ? tail : 1.0f - tail;
+    slope = share + x * bell * 0.398942280401432678f;
+    return x * share;
+}
+
+}  // namespace
+
+extern "C" {
+
+// out, and slope unless it is null, of `count` numbers.
+void gelu(const float* x, int64_t count, float* out, float* slope, int64_t threads) {
+    const int64_t blocks = (count + LANES - 1) / LANES;
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t at = block * LANES, taken = std::min<int64_t>(LANES, count - at);
+        Vector steep, given{};
+        if (taken == LANES) {
+            given = load(x + at);
+            store(out + at, gelu_of(given, steep));
+            if (slope) store(slope + at, steep);
+            continue;
+        }
+        std::memcpy(&given, x + at, taken * sizeof(float));
+        const Vector made = gelu_of(given, steep);
+        std::memcpy(out + at, &made, taken * sizeof(float));
+        if (slope) std::memcpy(slope + at, &steep, taken * sizeof(float));
     }
 }
 
