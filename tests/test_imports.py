@@ -77,6 +77,7 @@ def _loaded_by(statement: str, modules: tuple[str, ...]) -> list[str]:
 LAYERS = (
     ("_version", "errors", "imports"),
     ("files", "gates", "tensors", "registry", "datasets"),
+    ("native",),
     ("recipe",),
     ("data",),
     ("models.interop",),

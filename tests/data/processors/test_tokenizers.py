@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import struct
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +21,9 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers import decoders as library_decoders
 
+from luban import native
 from luban.data.contracts import Flat
-from luban.data.processors import _encoding
+from luban.data.processors import _encoding, _words
 from luban.data.processors._encoding import LLAMA3, QWEN2, Encoder
 from luban.data.processors._tokenizer_files import files_of, read
 from luban.data.processors.text import Text
@@ -556,10 +558,32 @@ QUICK: list[dict[str, Any]] = [
 ]  # fmt: skip
 ENCODERS = {" ".join(map(str, options.values())): fitted(**options).trained for options in QUICK}
 ENCODERS |= {"llama 3": bpe(LLAMA3), "qwen 2": bpe(QWEN2), "gpt 2": bpe()}
+SPELT = (models.BPE, models.WordPiece)
+_CUTTER = Encoder(ENCODERS["gpt 2"])._cutter
+assert _CUTTER is not None
+MERGER = _CUTTER.speller
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.fixture(params=["native", "none"])
+def merging(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words are merged by Luban's own code, or by arrays."""
+    if request.param == "native" and native.compiler() is None:
+        pytest.skip("no compiler")
+    monkeypatch.setattr(_words.NATIVE, "_chosen", None)
+    _words.NATIVE.use(request.param)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if not isinstance(ENCODERS[name].model, SPELT)])
 def test_quick_encoding_changes_nothing(name: str, eager: None) -> None:
+    unchanged(name)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if isinstance(ENCODERS[name].model, SPELT)])
+def test_quick_merging_changes_nothing(name: str, merging: None, eager: None) -> None:
+    unchanged(name)
+
+
+def unchanged(name: str) -> None:
     encoder = Encoder(ENCODERS[name])
     assert encoder.reason is None
     encoder._verified = True  # a difference is to be seen, not mended
@@ -572,7 +596,45 @@ def test_quick_encoding_changes_nothing(name: str, eager: None) -> None:
     check()
 
 
-def test_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_special_token_of_letters_is_no_word(merging: None, eager: None) -> None:
+    tokenizer = Tokenizer.from_str(ENCODERS["gpt 2"].to_str())
+    tokenizer.add_special_tokens(["cat", "##", "\n\n"])
+    encoder = Encoder(tokenizer)
+    encoder._verified = True
+    texts = ["concatenate", "cat", "a ## b", "##", "one\n\ntwo", "\n\n", "the dog"]
+    assert rows(encoder.encode(texts)) == rows(encoder.plain(texts))
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no compiler")
+@given(words=st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=20))
+def test_both_ways_of_merging_agree(words: list[bytes]) -> None:
+    merger = MERGER
+    assert isinstance(merger, _words.Merger)
+    data = np.frombuffer(b"".join(words), dtype=np.uint8)
+    lengths = np.array([len(word) for word in words])
+    library = _words.NATIVE._build_now().library
+    assert library is not None
+    ours, theirs = merger._by(library, data, lengths), merger._by_arrays(data, lengths)
+    assert [one.tolist() for one in ours] == [one.tolist() for one in theirs]
+
+
+def test_merging_goes_over_to_what_was_built_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.compiler() is None:
+        pytest.skip("no compiler")
+    monkeypatch.setenv("LUBAN_CACHE", str(tmp_path))
+    kernel = native.Native(
+        _words.NATIVE.source, prepare=lambda library: "merges", instead="arrays", late=True
+    )
+    assert kernel.library() is None
+    deadline = time.monotonic() + 60
+    while kernel.library() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert kernel.library() is not None
+
+
+def test_large_batches(merging: None, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     texts = ["".join(generator.choice(NASTY, size)) for size in generator.integers(0, 60, 400)]
     texts += ["", "好" * 30_000, "", "x" * 1000, ""]

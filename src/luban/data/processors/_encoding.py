@@ -2,8 +2,8 @@
 
 Words repeat (Zipf's law), so that most of a text has been encoded before. A text is cut into segments at places where the
 tokenizer is certain to put a boundary, whatever stands around them; each segment is looked up in a table of those that were
-encoded already, and only new ones go to the library. Cutting, looking up and putting together are array operations over all
-characters of many texts.
+encoded already. New ones that are words for certain are spelt by `_words`, and only the rest goes to the library. Cutting, looking
+up and putting together are array operations over all characters of many texts.
 
 Where a boundary is certain:
 
@@ -27,14 +27,14 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import chain, pairwise
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from luban.data.contracts import Array
-from luban.data.processors._merging import Merger
+from luban.data.processors._words import Merger, Speller, WordPieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -124,9 +124,10 @@ class Encoder:
         whole = "".join(texts)
         points = np.frombuffer(whole.encode("utf-32-le"), dtype=np.uint32)
         cuts = cutter.cuts(points)
+        named = np.empty(0, dtype=np.int64)
         if self._names:  # a text that names a special token goes to the library in one piece
-            named = pl.Series(texts, dtype=pl.String).str.contains_any(self._names).arg_true()
-            for i in named.to_list():
+            named = pl.Series(texts, dtype=pl.String).str.contains_any(self._names).arg_true().to_numpy()
+            for i in named.tolist():
                 cuts[begins[i] + 1 : begins[i + 1]] = False
         cuts[begins[begins < len(points)]] = True
         starts = np.append(np.flatnonzero(cuts), len(points))
@@ -138,16 +139,17 @@ class Encoder:
         counts: list[Array] = []
         with ThreadPoolExecutor(_THREADS) as pool:  # array operations let go of Python's lock
             for i in range(0, len(windows), _THREADS):
-                for values, each in self._encode_windows(whole, points, windows[i : i + _THREADS], pool):
+                some = windows[i : i + _THREADS]
+                for values, each in self._encode_windows(whole, points, some, begins[named], pool):
                     tokens.append(values)
                     counts.append(each)
         ends = _offsets(np.concatenate(counts))
         return np.concatenate(tokens), ends[np.searchsorted(starts, begins)]
 
     def _encode_windows(
-        self, whole: str, points: Array, windows: list[Array], pool: ThreadPoolExecutor
+        self, whole: str, points: Array, windows: list[Array], named: Array, pool: ThreadPoolExecutor
     ) -> list[tuple[Array, Array]]:
-        """Return for each window its tokens and how many each segment has."""
+        """Return for each window its tokens and how many each segment has; what begins at `named` is the library's."""
         assert self._cutter is not None
         memory = self._memory
         if memory.size > _REMEMBERED:
@@ -169,39 +171,60 @@ class Encoder:
             _, chosen, back = np.unique(first, return_index=True, return_inverse=True)
             if (second[chosen][back] != second).any():  # two segments, one key: once in the life of a machine
                 chosen = back = np.arange(len(first))
-            pieces = [whole[a:b] for a, b in zip(begins[chosen].tolist(), ends[chosen].tolist(), strict=True)]
-            short = (ends - begins)[chosen] <= _LONGEST
-            whole_words = self._cutter.whole_words(points, begins[chosen], ends[chosen])
-            entries = memory.add(first[chosen], second[chosen], short, *self._new(pieces, whole_words, pool))[
-                back
-            ]
+            begins, ends = begins[chosen], ends[chosen]
+            rows = self._new(whole, points, begins, ends, named, pool)
+            entries = memory.add(first[chosen], second[chosen], ends - begins <= _LONGEST, *rows)[back]
             for one, places, part in zip(
                 found, new, np.split(entries, np.cumsum([*map(len, new)])[:-1]), strict=True
             ):
                 one[places] = part
         return list(pool.map(memory.take, found))
 
-    def _new(self, pieces: list[str], whole_words: Array, pool: ThreadPoolExecutor) -> Rows:
+    def _new(
+        self, whole: str, points: Array, begins: Array, ends: Array, named: Array, pool: ThreadPoolExecutor
+    ) -> Rows:
         """Encode segments that were not met before."""
         assert self._cutter is not None
-        merger = self._cutter.merger
-        words = np.flatnonzero(whole_words)
-        if merger is None or not len(words):
-            return self.plain(pieces)
-        others = np.flatnonzero(~whole_words)
-        normalize = self._cutter.normalize or str
-        raw = [normalize(pieces[i]).encode() for i in words.tolist()]
-        share = max(1, -(-len(raw) // _THREADS))
-        parts = [*pool.map(merger, [raw[i : i + share] for i in range(0, len(raw), share)])]
-        values, offsets = self.plain([pieces[i] for i in others.tolist()])
-        counts = np.empty(len(pieces), dtype=np.int64)
-        counts[words] = np.concatenate([each for _, each in parts])
+        speller = self._cutter.speller
+
+        def library(which: Array) -> Rows:
+            places = zip(begins[which].tolist(), ends[which].tolist(), strict=True)
+            return self.plain([whole[a:b] for a, b in places])
+
+        if speller is None or not speller.ready():
+            return library(np.arange(len(begins)))
+        words = self._cutter.words(points, begins, ends, ~np.isin(begins, named))
+        if not len(words.of):
+            return library(np.arange(len(begins)))
+        data, lengths = _utf8(self._cutter.normalized(points, words), words.ends - words.begins)
+        parts = [*pool.map(lambda part: speller(*part), _shares(data, lengths, _THREADS))]
+        mine = np.unique(words.of)
+        others = np.setdiff1d(np.arange(len(begins)), mine, assume_unique=True)
+        values, offsets = library(others)
+        counts = np.zeros(len(begins), dtype=np.int64)
+        np.add.at(counts, words.of, np.concatenate([each for _, each in parts]))
         counts[others] = np.diff(offsets)
-        starts = np.empty(len(pieces), dtype=np.int64)
-        starts[words] = _offsets(counts[words])[:-1]
-        starts[others] = int(counts[words].sum()) + offsets[:-1]
+        starts = np.empty(len(begins), dtype=np.int64)
+        starts[mine] = _offsets(counts[mine])[:-1]
+        starts[others] = int(counts[mine].sum()) + offsets[:-1]
         found = gather(np.concatenate([*(each for each, _ in parts), values]), starts, counts)
         return found, _offsets(counts)
+
+
+def _utf8(points: Array, lengths: Array) -> tuple[Array, Array]:
+    """Return words of code points, one after the other, as UTF-8, and how many bytes each has; no word is empty."""
+    data = np.frombuffer(points.astype("<u4").tobytes().decode("utf-32-le").encode(), dtype=np.uint8)
+    each = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
+    return data, np.add.reduceat(each, np.cumsum(lengths) - lengths)
+
+
+def _shares(data: Array, lengths: Array, parts: int) -> list[tuple[Array, Array]]:
+    """Cut words into parts of about as many bytes."""
+    ends = np.cumsum(lengths)
+    inner = np.searchsorted(ends, np.arange(1, parts) * len(data) / parts)
+    at = np.unique(np.concatenate([[0], inner, [len(lengths)]]))
+    offsets = np.append(0, ends)
+    return [(data[offsets[a] : offsets[b]], lengths[a:b]) for a, b in pairwise(at.tolist())]
 
 
 # --- the memory -------------------------------------------------------------------------------------------
@@ -345,6 +368,14 @@ def _offsets(lengths: Array) -> npt.NDArray[np.int64]:
 # --- where boundaries are certain -------------------------------------------------------------------------
 
 
+class _Words(NamedTuple):
+    """Words as the pattern has them: the segment that each is of, in order, and where it begins and ends."""
+
+    of: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+
 @dataclass
 class _Cutter:
     """Finds the places between characters where a tokenizer is certain to put a boundary.
@@ -354,18 +385,24 @@ class _Cutter:
         patterns: class → pattern of its characters, as the library understands it; the last that matches wins.
         normalize: what becomes of a character alone; None where nothing does.
         pairs: which pairs of CJK characters stand side by side in a token.
-        merger: encodes what the pattern takes as one word, where the tokenizer has merges.
+        speller: encodes what the pattern takes as one word, where that can be done here.
+        dropped: whether blanks are nothing, and what else a word is made of: None where they belong to words.
         numbers: whether a run of digits is one word, however long.
+        blanks: whether of blanks before a word all but the last are a word, and the last too unless it is a space.
     """
 
     table: npt.NDArray[np.uint8]
     patterns: dict[int, str]
     normalize: Callable[[str], str] | None = None
     pairs: _Pairs | None = None
-    merger: Merger | None = None
+    speller: Speller | None = None
+    dropped: str | None = None
     numbers: bool = False
+    blanks: bool = False
     classes: npt.NDArray[np.uint8] = field(default_factory=lambda: np.full(0x110000, _UNKNOWN, np.uint8))
     known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0x1100, bool))
+    became: npt.NDArray[np.uint32] = field(default_factory=lambda: np.arange(0x110000, dtype=np.uint32))
+    inner: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0x110000, bool))
 
     def cuts(self, points: Array) -> npt.NDArray[np.bool_]:
         """Return whether a segment certainly begins at a character, (n,); the first is left open."""
@@ -384,17 +421,46 @@ class _Cutter:
             result[max(start, 1) : start + _WINDOW] = cut
         return result
 
-    def whole_words(self, points: Array, begins: Array, ends: Array) -> npt.NDArray[np.bool_]:
-        """Return which segments are one word to the pattern: letters, marks or digits, with or without one space before."""
-        if self.merger is None:
-            return np.zeros(len(begins), dtype=bool)
-        begins = begins + ((points[begins] == ord(" ")) & (ends - begins > 1))
-        lengths = ends - begins
-        kinds = np.uint8(1) << self.classes[gather(points, begins, lengths)]
-        found = np.bitwise_or.reduceat(kinds, np.cumsum(lengths) - lengths)
-        letters = (found & ~np.uint8(1 << _LETTER | 1 << _CJK)) == 0
-        result: npt.NDArray[np.bool_] = letters | (found == 1 << _MARK)
-        return result | (found == 1 << _DIGIT) if self.numbers else result
+    def words(self, points: Array, begins: Array, ends: Array, wanted: Array) -> _Words:
+        """Return the words of those `wanted` segments (n,) whose words are certain: letters, marks or digits, behind blanks."""
+        n, lengths = len(begins), ends - begins
+        own = gather(points, begins, lengths)
+        classes = self.classes[own]
+        starts = np.cumsum(lengths) - lengths
+        blank = (classes == _BLANK) | (classes == _SPACE)
+        kinds = np.bitwise_or.reduceat(np.where(blank, 0, np.uint8(1) << classes), starts)
+        blanks = np.add.reduceat(blank, starts, dtype=np.int64)
+        first = np.minimum.reduceat(np.where(blank, len(classes), np.arange(len(classes))), starts)
+        leading = np.minimum(first - starts, lengths) == blanks
+        if self.dropped is not None:
+            inner = np.add.reduceat(self.inner[own], starts, dtype=np.int64) == lengths - blanks
+            single = (lengths - blanks == 1) & np.isin(kinds, (1 << _MARK, 1 << _APOSTROPHE, 1 << _CJK))
+            taken = wanted & leading & (blanks < lengths) & (inner | single)
+            return _Words(np.flatnonzero(taken), (begins + blanks)[taken], ends[taken])
+        known = (kinds & ~np.uint8(1 << _LETTER | 1 << _CJK)) == 0
+        known |= kinds == 1 << _MARK
+        if self.numbers:
+            known |= kinds == 1 << _DIGIT
+        alone = blanks == lengths
+        spaced = ~alone & (blanks > 0) & (classes[starts + np.maximum(blanks - 1, 0)] == _SPACE)
+        known &= (
+            wanted & leading
+            if self.blanks
+            else wanted & ~alone & ((blanks == 0) | (leading & spaced & (blanks == 1)))
+        )
+        # Blanks but for the last; the last, unless it is a space, which belongs to the word; the word.
+        body = ends - np.where(alone, 0, lengths - blanks)
+        last = body - ((blanks > 0) & ~alone)
+        word = np.where(spaced, last, body)
+        edges = np.stack([begins, last, word, ends], 1)
+        taken = (edges[:, 1:] > edges[:, :-1]) & known[:, None]
+        of = np.repeat(np.arange(n), 3).reshape(n, 3)
+        return _Words(of[taken], edges[:, :-1][taken], edges[:, 1:][taken])
+
+    def normalized(self, points: Array, words: _Words) -> Array:
+        """Return the characters of words, one word after the other, each as the normaliser leaves it: in words it stands alone."""
+        own = gather(points, words.begins, words.ends - words.begins)
+        return own if self.normalize is None else self.became[own]
 
     def _classify(self, block: int) -> None:
         """Class 256 characters; first those that stand for themselves, then those that a normaliser changes."""
@@ -405,7 +471,17 @@ class _Cutter:
         # Pairs are looked up as they stand in the text, which must be as they stand in tokens.
         same = np.array([a == b for a, b in zip(characters, changed, strict=True)])
         classes[(classes == _CJK) & ~same] = _LETTER
-        self.classes[block << 8 : (block + 1) << 8] = classes
+        places = slice(block << 8, (block + 1) << 8)
+        self.classes[places] = classes
+        if self.normalize is not None:
+            self.became[places] = [ord(c or "\0") for c in changed]
+        if self.dropped is not None:
+            matches, normalize = _matcher(self.dropped).pre_tokenize_str, self.normalize or str
+            # What a normaliser puts spaces around is a word alone.
+            self.inner[places] = [
+                bool(became and matches(became) and normalize(c) == became)
+                for c, became in zip(characters, changed, strict=True)
+            ]
         self.known[block] = True
 
     def _alone(self, character: str) -> str | None:
@@ -482,7 +558,7 @@ def _by_pattern(pattern: str) -> _Cutter | None:
     if pattern in (GPT2_DIGITS, QWEN2):
         table[_DIGIT, _DIGIT] = _CUT
     cutter = _Cutter(table, {**_LETTERS, _CJK: r"(?=\p{L})[\x{2E80}-\x{10FFFF}]"})
-    cutter.numbers = pattern == GPT2
+    cutter.numbers, cutter.blanks = pattern == GPT2, pattern in (GPT2, GPT2_DIGITS)
     return cutter
 
 
@@ -531,6 +607,12 @@ def _cutter(spec: dict[str, Any], tokenizer: Tokenizer) -> _Cutter | None:
                 _IDEOGRAPHS if ideographs else None, digits_alone=alone, runs_of=(_LETTER, _DIGIT)
             )
             cutter.patterns = {**cutter.patterns, _LETTER: r"\S", _MARK: r"[!-/:-@\[-`{-~]|\p{P}"}
+            cutter.dropped = r"[\p{L}\p{N}]"
+            unknown, prefix = model["unk_token"], model["continuing_subword_prefix"]
+            with suppress(KeyError):
+                cutter.speller = WordPieces(
+                    model["vocab"], unknown, prefix, model["max_input_chars_per_word"]
+                )
         case "WordLevel", ["Split"] if pre[0]["behavior"] == "Removed" and pre[0]["invert"]:
             if split in (WORD, WORD_DIGITS):
                 cutter = _by_words(CJK_CHARACTER, digits_alone=split == WORD_DIGITS, runs_of=())
@@ -558,7 +640,7 @@ def _cutter(spec: dict[str, Any], tokenizer: Tokenizer) -> _Cutter | None:
             cutter.pairs = _Pairs(raw for raw in map(token_bytes, model["vocab"]) if raw is not None)
             with suppress(KeyError):  # a byte without a token: the library knows what to do
                 letters = sorted(_bytes_by_character(), key=_bytes_by_character().__getitem__)
-                cutter.merger = Merger(model["vocab"], model["merges"], letters)
+                cutter.speller = Merger(model["vocab"], model["merges"], letters)
     if cutter is not None and normalizers:
         cutter.normalize = tokenizer.normalizer.normalize_str
     return cutter
