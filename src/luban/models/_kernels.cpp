@@ -440,7 +440,7 @@ void backward_task(const Problem& problem, const Task& task, const View& query, 
                     if (problem.threshold) {
                         const auto key_of = dropout.line(place);
 #pragma omp simd
-                        for (int64_t j = 0; j < seen; j++) {
+                        for (int64_t j = 0; j < whole; j++) {
                             const float weight = exp2_fast(line[j] - sum), factor = dropout.factor(key_of, from + j);
                             line[j] = weight * factor;
                             d_line[j] = weight * (d_line[j] * factor - mean);
