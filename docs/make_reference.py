@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luban import recipe, registry
+from luban.models.interop import KINDS
 
 PAGE = Path(__file__).parent / "reference.md"
 
@@ -59,6 +60,16 @@ def table(cls: type[Any]) -> list[str]:
     return ["| key | kind | default | meaning |", "|---|---|---|---|", *lines] if lines else ["No keys."]
 
 
+def checkpoints() -> list[str]:
+    """Return the table of the checkpoints of Hugging Face that are read and written."""
+    lines = []
+    for name, (one, _) in KINDS.items():
+        classes = [f"`{cls}`" for cls in (one.bare, one.language, one.classifier, one.pretraining) if cls]
+        types = ", ".join(f"`{family}`" for family in one.read_by)
+        lines.append(f"| `{name}` | {types} | {', '.join(classes)} |")
+    return ["| model_type | read by | written as |", "|---|---|---|", *lines]
+
+
 def page() -> str:
     """Return the whole page."""
     lines = [
@@ -81,6 +92,15 @@ def page() -> str:
                 *table(cls),
                 "",
             ]
+    lines += [
+        "## checkpoints",
+        "",
+        "What config.json calls a model, the model types that read it, and the classes of transformers that load what "
+        "`luban export` writes. Any other is run by model type `huggingface`.",
+        "",
+        *checkpoints(),
+        "",
+    ]
     return "\n".join(lines)
 
 

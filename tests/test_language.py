@@ -173,6 +173,17 @@ def test_candidates_may_be_compared_by_their_tokens() -> None:
         predictor.predict([{"text": "Yes,"}], per_token=True)
 
 
+def test_a_masked_model_refuses_what_it_cannot_do() -> None:
+    speaker = speaker_of(False)
+    predictor = Predictor(speaker.module, speaker.pipeline, speaker.spec, speaker.device)
+    row = [{"text": "The [MASK]."}]
+    (own,) = predictor.predict(row)
+    assert "fills" in own
+    for asked in ({"per_token": True}, {"candidates": ["a"]}, {"generation": {"max_tokens": 3}}):
+        with pytest.raises(InputError, match="neither continues texts nor scores answers"):
+            predictor.predict(row, **asked)  # type: ignore[arg-type]
+
+
 def test_a_stream_of_rows_goes_on_counting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A row beyond a chunk repeats the draws of no row before it."""
     speaker = speaker_of(True)

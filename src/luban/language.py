@@ -33,7 +33,7 @@ from luban.generation.engine import generate
 from luban.generation.options import Generation
 from luban.generation.reader import Piece
 from luban.generation.score import score
-from luban.models._language import LanguageEncoder, encoder_of
+from luban.models._decoding import language_model_of
 from luban.objectives.causal_lm import CausalLM
 from luban.objectives.masked_lm import MaskedLM
 from luban.recipe import Component
@@ -82,15 +82,15 @@ class Speaker:
         objective: Component | None = None,
     ) -> None:
         self.module, self.pipeline, self.spec, self.device = module, pipeline, spec, device
-        self.encoder: LanguageEncoder = encoder_of(module)
+        self.model = language_model_of(module)
         self.column = next(
             f.column for f in spec.fields.values() if f.role == "target" and f.kind == "tokens"
         )
         text = pipeline.inputs[self.column]
         assert isinstance(text, Text)
         self.text = text
-        self.causal = self.encoder.core.shape.causal
-        limit = self.encoder.options.max_positions
+        self.causal = self.model.causal
+        limit = self.model.limit or 0
         kind = CausalLM if self.causal else MaskedLM
         if isinstance(objective, kind):
             self.objective: CausalLM | MaskedLM = objective.model_copy(update={"column": self.column})
@@ -215,7 +215,7 @@ class Speaker:
                 a candidate is empty or there twice; if `per_token` is asked for without any.
         """
         if not self.causal:
-            if options is not None or candidates:
+            if options is not None or candidates or per_token:
                 raise InputError(
                     f"a masked language model fills in {self.text.trained.id_to_token(self.text.mask_id or 0)}; it neither continues texts nor scores answers"
                 )
@@ -274,12 +274,12 @@ class Speaker:
             return str(error)
         if not ids:
             return "the text has no token, and a continuation needs one to begin with"
-        shape = self.encoder.core.shape
+        room = self.model.room
         # The last token of an answer is not read again.
         needed = len(ids) + max((len(answer) - 1 for answer in answers), default=0)
-        if shape.positions == "learned" and needed > shape.max_positions:
+        if room is not None and needed > room:
             what = "a text and its longest answer have" if answers else "a text has"
-            return f"{what} {needed} tokens, and the model has vectors for {shape.max_positions} positions; make it shorter"
+            return f"{what} {needed} tokens, and the model has vectors for {room} positions; make it shorter"
         return ids
 
     def _continued(

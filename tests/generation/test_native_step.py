@@ -53,7 +53,7 @@ def logits(module: nn.Module, texts: list[list[int]]) -> torch.Tensor:
 def stepped(module: nn.Module, texts: list[list[int]], tokens: list[list[int]]) -> list[torch.Tensor]:
     with torch.inference_mode():
         reader = Reader(module, len(texts), 4)
-        assert reader._stepper is not None
+        assert reader.decoding.stepper is not None
         reader.read(texts)
         return [reader.read_one(torch.tensor(step)) for step in tokens]
 

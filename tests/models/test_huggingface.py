@@ -171,6 +171,10 @@ def test_without_transformers(
             "quantised weights, which cannot be trained",
         ),
         ({"config": {"model_type": "electra"}, "size": "tiny"}, "size does nothing here"),
+        (
+            {"config": {"model_type": "gpt_neox", "max_position_embeddings": 64}, "max_positions": 65},
+            "max_positions is 65, and the architecture takes 64 tokens; lower it",
+        ),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], sentence: str) -> None:
@@ -241,5 +245,7 @@ def test_tokens_are_not_its_to_put_out() -> None:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    with pytest.raises(RecipeError, match="cannot put out the tokens of 'text'; take a language model"):
+    with pytest.raises(
+        RecipeError, match=r"cannot put out the tokens of 'text'; set model.task to causal_lm or masked_lm"
+    ):
         model_of(config=small).build(Spec(fields))

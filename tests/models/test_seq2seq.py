@@ -316,8 +316,8 @@ def test_states_of_a_text_are_kept_once_for_all_beams() -> None:
     first = reader.read([[0]] * 3)
     reader.keep([0, 0, 2, 2])  # two beams each; the second text is finished
     after = reader.read_one(torch.tensor([4, 5, 6, 7]))
-    assert reader._memory is not None
-    assert reader._memory.lengths.tolist() == [3, 2]
+    assert reader.decoding.memory is not None
+    assert reader.decoding.memory.lengths.tolist() == [3, 2]
     for i, (source, token) in enumerate([(0, 4), (0, 5), (2, 6), (2, 7)]):
         alone = Reader(module, 1, 8, [sources[source]])
         torch.testing.assert_close(alone.read([[0]])[0], first[source], atol=1e-5, rtol=1e-5)

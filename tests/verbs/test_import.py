@@ -401,7 +401,9 @@ def _gguf(folder: Path) -> None:
 
 CLASSIFIER: dict[str, Any] = {"architectures": ["BertForSequenceClassification"]}
 BAD: dict[str, tuple[Any, str, str]] = {
-    "another family": (lambda f: rewrite(f / "config.json", model_type="mamba"), "theirs", "holds a model of type 'mamba'; those that are read are bert, camembert"),
+    "another family": (lambda f: rewrite(f / "config.json", model_type="mamba", **CLASSIFIER), "theirs", "is a classifier of type 'mamba'; classifiers that are read are of type bert, camembert"),
+    "a family that nobody knows": (lambda f: rewrite(f / "config.json", model_type="mine"), "theirs", "has no architecture 'mine'"),
+    "weights of another family": (lambda f: rewrite(f / "config.json", model_type="opt"), "theirs", "it has none of the model's tensors"),
     "another head": (lambda f: rewrite(f / "config.json", architectures=["BertForQuestionAnswering"]), "theirs", "is a BertForQuestionAnswering; those that can be imported are"),
     "a pickle": (_pickled, "theirs", "pytorch_model.bin' is a pickle, which may run anything when it is read; convert it once"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "theirs", "has no model.safetensors"),

@@ -38,8 +38,8 @@ from luban.models._language import LanguageEncoder, encoder_of
 from luban.models._network import Network, column_of
 from luban.models.interop.checkpoint import open_checkpoint
 from luban.models.interop.configs import options_of
-from luban.models.interop.names import _source as source_of
-from luban.models.interop.names import layout_of, names_of
+from luban.models.interop.families import layout_of
+from luban.models.interop.names import names_of, sources_of
 from luban.tensors import write_tensors
 
 __all__ = [
@@ -53,8 +53,6 @@ __all__ = [
 ]
 
 _PREFIX = "base_model.model."
-_HEADS = {"bert": "classifier", "distilbert": "classifier", "roberta": "classifier.out_proj"}
-_POOLS = {"bert": "pooler", "distilbert": "pooler", "roberta": "pooler"}
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _UNKNOWN = {
     "layer_replication": "repeats layers",
@@ -110,7 +108,7 @@ def _names(network: Network) -> dict[str, str]:
     found = {f"{root}{ours}": theirs for ours, theirs in names_of(encoder.options, own).items()}
     heads = [name for name, _ in network.named_parameters() if name.startswith("heads.")]
     if len(network.heads) == 1:
-        head = _HEADS.get(layout_of(encoder.options), "score")
+        head = layout_of(encoder.options).classifier
         found |= {name: f"{head}.{name.rpartition('.')[2]}" for name in heads if ".lora_" not in name}
     return found
 
@@ -319,7 +317,7 @@ def whole_of(adapter: Adapter, network: Network) -> tuple[dict[str, Tensor], lis
 def _is_transposed(network: Network, name: str) -> bool:
     """Whether GPT-2 keeps a weight as (in, out)."""
     return (
-        layout_of(encoder_of(network).options) == "gpt2"
+        layout_of(encoder_of(network).options).tensors.transposed
         and name.endswith(".weight")
         and (".attention." in name or ".feed." in name)
     )
@@ -367,7 +365,9 @@ def write_adapter(
     if not isinstance(network, Network) or not any(
         isinstance(part, LanguageEncoder) for part in network.encoders.values()
     ):
-        raise RecipeError("format peft is for language models; this model is none that transformers knows")
+        raise RecipeError(
+            "format peft is for language models of Luban's own families (bert, gpt2, llama, ...), and this model is none; export it as hf"
+        )
     low = _low_rank(network)
     if not low:
         raise RecipeError("format peft is for a model with adapters, and this one has none; export it as hf")
@@ -401,7 +401,7 @@ def write_adapter(
         "use_rslora": rslora,
         "use_dora": any(one.magnitude is not None for one in joined.values()),
         "bias": "none",
-        "fan_in_fan_out": layout_of(encoder_of(network).options) == "gpt2",
+        "fan_in_fan_out": layout_of(encoder_of(network).options).tensors.transposed,
         "target_modules": _short(sorted(joined), everything),
         "modules_to_save": _saved(names[name] for name in whole) or None,
         "rank_pattern": {path: len(one.a) for path, one in joined.items() if len(one.a) != rank},
@@ -430,13 +430,12 @@ def _check_expressible(
     network: Network, names: Mapping[str, str], low: Mapping[str, dict[str, Tensor]]
 ) -> None:
     encoder = encoder_of(network)
-    layout = layout_of(encoder.options)
     if len(network.heads) > 1:
         raise RecipeError(
             f"the format peft has one head, and the model has {len(network.heads)}: "
             + ", ".join(column_of(key) for key in network.heads)
         )
-    pool = _POOLS.get(layout, "last")
+    pool = layout_of(encoder.options).pool
     if len(network.heads) == 1 and encoder.pool != pool:
         raise RecipeError(
             f"the model's pool is '{encoder.pool}', and the class of transformers that reads the adapter has '{pool}'; merge the adapters and export as hf"
@@ -449,7 +448,7 @@ def _check_expressible(
             raise RecipeError(
                 "some layers have DoRA and others LoRA, which the format peft cannot hold in one adapter"
             )
-    if layout == "roberta" and any(".pooler" in name for name in low):
+    if any(".pooler" in name and names[f"{name}.weight"].startswith("classifier.") for name in low):
         raise RecipeError(
             "transformers trains RoBERTa's pooler whole; put '*.pooler.*' into train of the adapt step"
         )
@@ -480,7 +479,7 @@ def _check_base(network: Network, base: Path) -> None:
         for name, parameter in encoder.named_parameters()
         if name.startswith("core.") and ".lora_" not in name and not parameter.requires_grad
     }
-    found = source_of(encoder.options, checkpoint, list(frozen))
+    found = sources_of(encoder.options, checkpoint, list(frozen))
     for name, parameter in frozen.items():
         theirs = found[name]() if name in found else None
         same = theirs is not None and theirs.shape == parameter.shape

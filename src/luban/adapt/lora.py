@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -32,6 +33,7 @@ from luban.adapt._peft import (
 from luban.adapt._surgery import replace_modules
 from luban.errors import RecipeError
 from luban.models._core import Core, Vocabulary
+from luban.models._foreign import ForeignEncoder
 from luban.models._language import LanguageEncoder
 from luban.models._layers import Count, Dropout, Rate
 from luban.models._low_rank import merged_weight, norms_of
@@ -161,8 +163,9 @@ class LoRA(Adaptation):
     dropout: Rate = 0.0
     """Dropout of what the updates read."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Names of the layers, with * and ? (``*.attention.q``); all-linear: every linear layer in the blocks of a Transformer, or
-    of the whole model where there is none, but for those that `train` trains."""
+    """Names of the layers, with * and ? (``*.attention.q``); all-linear: every linear layer in the blocks of a Transformer (of a
+    model of transformers, all but its way to the vocabulary), or of the whole model where there is none, but for those that
+    `train` trains."""
     layers: dict[str, Layer] = {}
     """Names of layers, with * and ? → their own rank and alpha; the first that fits counts."""
     rslora: bool = False
@@ -280,7 +283,7 @@ class LoRA(Adaptation):
             for pattern in self.train:
                 _require(pattern, names, "train", "parameter")
             return {name for name in names if _fits(name, self.train)}
-        inside = _inside(model, Core, Vocabulary)
+        inside = _inside(model, Core, Vocabulary, ForeignEncoder)
         if inside:
             return {name for name in names if not name.startswith(inside)}
         return {name for name in names if name.startswith("heads.")}
@@ -298,15 +301,32 @@ class LoRA(Adaptation):
                     f"adapt lora: '{both[0]}' is to be trained whole and to have an update beside it; remove it from train or from targets"
                 )
         else:
-            cores = _inside(model, Core)
+            cores = _inside(model, Core, ForeignEncoder)
+            ways = {id(part.head()) for part in model.modules() if isinstance(part, ForeignEncoder)}
             chosen = {
                 name
                 for name in linear
-                if f"{name}.weight" not in whole and (not cores or name.startswith(cores))
+                if f"{name}.weight" not in whole
+                and (not cores or name.startswith(cores))
+                and id(model.get_submodule(name)) not in ways
             }
         if not chosen:
+            kinds = ", ".join(
+                sorted({type(one).__name__ for one in model.modules() if _is_other_matrix(one)})
+            )
             raise RecipeError(
-                "adapt lora: the model has no linear layer besides what is trained whole; LoRA is for models of many, such as bert, llama or transformer"
+                "adapt lora: the model has no linear layer besides what is trained whole"
+                + (
+                    f", but for layers of kinds of their own ({kinds}), beside which no update is put"
+                    if kinds
+                    else ""
+                )
+                + "; LoRA is for models of many, such as bert, llama or transformer"
+            )
+        places = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
+        if tied := [name for name in sorted(chosen) if places[id(model.get_parameter(f"{name}.weight"))] > 1]:
+            raise RecipeError(
+                f"adapt lora: the weight of '{tied[0]}' is another layer's as well (tied), and an update beside one would part them; leave it out of targets"
             )
         for pattern in self.layers:
             _require(pattern, sorted(chosen), "layers", "adapted layer")
@@ -315,6 +335,11 @@ class LoRA(Adaptation):
     def _read(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not isinstance(model, Network):
             raise RecipeError("adapt lora: `from` needs a language model, such as bert, gpt2 or llama")
+        if any(isinstance(part, ForeignEncoder) for part in model.encoders.values()):
+            raise RecipeError(
+                "adapt lora: `from` reads adapters of Luban's own families, such as bert, gpt2 or llama, and this model is of type "
+                "'huggingface'; merge them into their model with PEFT first, and start from that"
+            )
         languages = [part for part in model.encoders.values() if isinstance(part, LanguageEncoder)]
         if len(languages) != 1:
             raise RecipeError(
@@ -355,6 +380,13 @@ def write_peft(
         )
     how: dict[str, Any] = {"dropout": own[0].dropout, "rslora": own[0].rslora} if own else {}
     return write_adapter(model, folder, base=base, **how)
+
+
+def _is_other_matrix(module: nn.Module) -> bool:
+    """Whether a layer multiplies by a matrix in a way of its own, such as GPT-2's in `transformers`."""
+    weight = getattr(module, "weight", None)
+    usual = type(module) is nn.Linear or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    return isinstance(weight, Tensor) and weight.dim() == 2 and not usual
 
 
 def _inside(model: nn.Module, *kinds: type[nn.Module]) -> tuple[str, ...]:

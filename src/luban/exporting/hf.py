@@ -18,9 +18,11 @@ from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import InputError, ParityError
+from luban.models._foreign import ForeignLanguageModel
 from luban.models._language import Language, LanguageEncoder, encoder_of
 from luban.models._network import Network, module_key
-from luban.models.interop import config_of, tensors_of
+from luban.models.huggingface import HuggingFace
+from luban.models.interop import KINDS, config_of, tensors_of
 from luban.objectives.next_sentence import NextSentence
 from luban.predict import TOLERANCE, Predictor, frame_of
 from luban.tensors import write_tensors
@@ -28,21 +30,7 @@ from luban.writing import Writer
 
 __all__ = ["write"]
 
-_CLASSES = {
-    "bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
-    "roberta": ("RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification"),
-    "distilbert": ("DistilBertModel", "DistilBertForMaskedLM", "DistilBertForSequenceClassification"),
-    "gpt2": ("GPT2Model", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
-    "llama": ("LlamaModel", "LlamaForCausalLM", "LlamaForSequenceClassification"),
-    "qwen2": ("Qwen2Model", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification"),
-    "qwen3": ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"),
-}
-_PAIRS = {
-    "bart": "BartForConditionalGeneration",
-    "mbart": "MBartForConditionalGeneration",
-    "marian": "MarianMTModel",
-}
-_ROBERTA_OFFSET = 2  # of positions, in a module of ours
+_OFFSET = 2  # of positions that are counted from the padding, in a module of ours
 _PROBLEMS = {
     "category": "single_label_classification",
     "binary": "single_label_classification",
@@ -72,55 +60,109 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
     merge(predictor.model)  # transformers knows no adapters of ours
     if predictor.writer is not None:
         return _write_pair(artefact, predictor, predictor.writer, folder)
+    if isinstance(artefact.model, HuggingFace):
+        return _write_foreign(artefact, artefact.model, predictor, folder)
     encoder, column, text = _parts(artefact, predictor)
+    encoder.keep_states = True  # of every token, which is what is compared where there is no head
     model = encoder.options
     config = config_of(model, encoder.core.shape.vocabulary)
     tensors = tensors_of(model, encoder)
-    kind = str(config["model_type"])
-    base, language, classifier = _CLASSES[kind]
+    kind, layout = KINDS[config["model_type"]]
     heads = {key: head for key, head in predictor.model.heads.items() if isinstance(head, nn.Linear)}  # type: ignore[union-attr,operator]
     target = next(iter(artefact.pipeline.targets), None)
     notes: list[str] = []
     if encoder.language is not None:
-        architecture = language
+        architecture = kind.language
         pairs = heads.get(module_key(NextSentence.FIELD))
-        if pairs is not None and kind == "bert" and encoder.pooler is not None:
-            architecture = "BertForPreTraining"
-            tensors |= {f"cls.seq_relationship.{name}": value for name, value in _plain(pairs).items()}
+        if pairs is not None and kind.pretraining and encoder.pooler is not None:
+            architecture = kind.pretraining
+            tensors |= {f"{layout.pairs}.{name}": value for name, value in _plain(pairs).items()}
         elif pairs is not None:
-            notes.append(f"{language} has no place for what tells whether a text goes on; it is left out")
+            notes.append(
+                f"{kind.language} has no place for what tells whether a text goes on; it is left out"
+            )
     elif target is None:
-        architecture = base
-        tensors = _bare(tensors, kind)
+        architecture = kind.bare
+        prefix = layout.tensors.prefix  # which the names of a model without a head do not have
+        tensors = {
+            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+        }
     else:
-        architecture = classifier
+        architecture = kind.classifier
         processor = artefact.pipeline.targets[target]
         config |= _labels(processor)
-        tensors |= _head(kind, heads[module_key(target)], target, processor)
+        tensors |= _head(
+            layout.classifier, heads[module_key(target)], target, processor, config["model_type"]
+        )
         if getattr(processor, "threshold", 0.5) != 0.5:
-            notes.append(
-                f"'{target}' is decided at {processor.threshold:g} here and at 0.5 there; the probabilities are the same"  # type: ignore[attr-defined]
-            )
+            same = "" if artefact.decisions else "; the probabilities are the same"
+            notes.append(f"'{target}' is decided at {processor.threshold:g} here and at 0.5 there{same}")  # type: ignore[attr-defined]
     notes += _beside(artefact)
     special = _special(text)
-    if kind == "roberta":
+    if layout.tensors.pads_positions:
         tensors = _counting_from_padding(tensors, special["pad_token_id"])
         config["max_position_embeddings"] = model.max_positions + special["pad_token_id"] + 1
     config |= {"architectures": [architecture], "torch_dtype": "float32", **special}
     write_json(folder / "config.json", config)
     write_tensors(tensors, folder / "model.safetensors")
     speaks = encoder.language is not None
-    _write_tokenizer(text, model, folder, speaks=speaks)
+    _write_tokenizer(text, model.max_positions, folder, speaks=speaks)
     if encoder.core.shape.causal and speaks:
-        ids = {key: value for key, value in special.items() if value is not None}
-        if ends := _ends(text):
-            ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
-        write_json(folder / "generation_config.json", ids)
+        _write_generation(text, special, folder)
     return {
         "architecture": architecture,
         "notes": notes,
-        "drift": _drift(artefact, predictor, folder, column, text, architecture),
+        "drift": _drift(artefact, predictor, folder, column, text, architecture, speaks=speaks),
     }
+
+
+def _write_foreign(
+    artefact: Artefact, options: HuggingFace, predictor: Predictor, folder: Path
+) -> dict[str, Any]:
+    """Write back a language model whose layers are those of transformers; as `write`."""
+    network, pipeline = predictor.model, artefact.pipeline
+    assert isinstance(network, Network)
+    assert options.config is not None
+    encoder = next(iter(network.encoders.values()))
+    if not isinstance(encoder, ForeignLanguageModel):
+        raise InputError(
+            f"this artefact of type '{options.type}' is an encoder, whose pooling and heads transformers has no class for; format hf takes tasks "
+            "causal_lm and masked_lm, and bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq"
+        )
+    if len(network.encoders) > 1 or pipeline.targets or options.hidden:
+        raise InputError(
+            "transformers' language model reads one text and puts out its tokens, and this artefact has more inputs, a target or "
+            "hidden layers; format hf cannot hold them"
+        )
+    ((column, text),) = pipeline.inputs.items()
+    assert isinstance(text, Text)
+    architecture = type(encoder.model).__name__
+    tensors = {name.removeprefix("model."): value for name, value in encoder.state_dict().items()}
+    special = _special(text)
+    if text.pad_id is None and options.config.get("pad_token_id") is not None:
+        special["pad_token_id"] = options.config["pad_token_id"]
+    said = {key: value for key, value in special.items() if value is not None}
+    write_json(
+        folder / "config.json",
+        {**options.config, "architectures": [architecture], "torch_dtype": "float32", **said},
+    )
+    write_tensors(tensors, folder / "model.safetensors")
+    _write_tokenizer(text, options.max_positions, folder, speaks=True)
+    if encoder.causal:
+        _write_generation(text, special, folder)
+    return {
+        "architecture": architecture,
+        "notes": _beside(artefact),
+        "drift": _drift(artefact, predictor, folder, column, text, architecture, speaks=True),
+    }
+
+
+def _write_generation(text: Text, special: dict[str, Any], folder: Path) -> None:
+    """Write where texts end that a causal language model generates."""
+    ids = {key: value for key, value in special.items() if value is not None}
+    if ends := _ends(text):
+        ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    write_json(folder / "generation_config.json", ids)
 
 
 def _beside(artefact: Artefact) -> list[str]:
@@ -151,7 +193,7 @@ def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder
         )
     tensors = tensors_of(model, encoder)
     config = config_of(model, encoder.core.shape.vocabulary)
-    architecture = _PAIRS[config["model_type"]]
+    architecture = KINDS[config["model_type"]][0].language
     rows = len(tensors["lm_head.weight"])
     if "decoder_vocab_size" in config:
         config["decoder_vocab_size"] = rows
@@ -172,7 +214,7 @@ def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder
         folder / "config.json", {**config, "architectures": [architecture], "torch_dtype": "float32", **said}
     )
     write_tensors(tensors, folder / "model.safetensors")
-    _write_tokenizer(text, model, folder, speaks=False)
+    _write_tokenizer(text, model.max_positions, folder, speaks=False)
     ends = _ends(writer.text)
     longest = 1 + writer.options().max_tokens  # theirs counts the token that the decoder begins with
     generation = {**said, **({"eos_token_id": ends} if ends else {}), "max_length": longest}
@@ -212,14 +254,6 @@ def _parts(artefact: Artefact, predictor: Predictor) -> tuple[LanguageEncoder, s
     return encoder, column, text
 
 
-def _bare(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Return the tensors of a model without a head, whose names have no prefix."""
-    prefix = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}.get(
-        kind, f"{kind}."
-    )
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def _labels(processor: Processor) -> dict[str, Any]:
     names = processor.classes() or ["value"]
     return {
@@ -233,10 +267,7 @@ def _plain(layer: nn.Linear) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in layer.state_dict().items()}
 
 
-def _head(kind: str, head: nn.Linear, target: str, processor: Processor) -> dict[str, Tensor]:
-    stem = {"bert": "classifier", "distilbert": "classifier", "roberta": "classifier.out_proj"}.get(
-        kind, "score"
-    )
+def _head(stem: str, head: nn.Linear, target: str, processor: Processor, kind: str) -> dict[str, Tensor]:
     found = _plain(head)
     if processor.type == "binary":
         found = {name: torch.cat([torch.zeros_like(value), value]) for name, value in found.items()}
@@ -272,7 +303,7 @@ def _counting_from_padding(tensors: dict[str, Tensor], pad: int | None) -> dict[
     for name, table in tensors.items():
         if name.endswith("embeddings.position_embeddings.weight"):
             unused = table.new_zeros(pad + 1, table.shape[1])
-            found[name] = torch.cat([unused, table[_ROBERTA_OFFSET:]])
+            found[name] = torch.cat([unused, table[_OFFSET:]])
     return found
 
 
@@ -293,7 +324,8 @@ def _closing(text: Text) -> int | None:
     return text.end_id if text.end and text.frame[1][-1:] != [text.end_id] else None
 
 
-def _write_tokenizer(text: Text, model: Language, folder: Path, *, speaks: bool) -> None:
+def _write_tokenizer(text: Text, longest: int | None, folder: Path, *, speaks: bool) -> None:
+    """Write the tokenizer of a model that takes `longest` tokens, None for any number."""
     written = text.trained.to_str()
     if not speaks and (closing := _closing(text)) is not None:
         # A text that is to be continued has no end; one that is classified is read at it.
@@ -317,11 +349,11 @@ def _write_tokenizer(text: Text, model: Language, folder: Path, *, speaks: bool)
         "eos_token": text.end_id,
         "bos_token": text.begin_id,
     }
+    limits = [longest] if speaks else [longest, text.max_length]
+    limit = min((one for one in limits if one is not None), default=None)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.max_positions
-        if speaks
-        else min(model.max_positions, text.max_length or model.max_positions),
+        **({} if limit is None else {"model_max_length": limit}),
         "clean_up_tokenization_spaces": False,
         **{name: text.trained.id_to_token(i) for name, i in names.items() if i is not None},
     }
@@ -331,15 +363,19 @@ def _write_tokenizer(text: Text, model: Language, folder: Path, *, speaks: bool)
 
 
 def _drift(
-    artefact: Artefact, predictor: Predictor, folder: Path, column: str, text: Text, architecture: str
+    artefact: Artefact,
+    predictor: Predictor,
+    folder: Path,
+    column: str,
+    text: Text,
+    architecture: str,
+    *,
+    speaks: bool,
 ) -> float | None:
     """Return the largest difference of a logit over the sample between the two, row by row."""
     if (read_back := _loaded(folder, architecture)) is None:
         return None
     theirs, tokenizer = read_back
-    encoder = encoder_of(predictor.model)
-    encoder.keep_states = True
-    speaks = encoder.language is not None
     worst = 0.0
     rows = [one["row"] for one in artefact.sample]
     cells = predictor.clean(frame_of(rows))[column].to_list() if rows else []

@@ -12,10 +12,9 @@ from luban.adapt.lora import write_peft
 from luban.artefact import Artefact
 from luban.data.ragged import Ragged
 from luban.errors import ParityError
-from luban.exporting.hf import _CLASSES
 from luban.models._language import encoder_of
 from luban.models._network import Network
-from luban.models.interop import config_of, open_checkpoint
+from luban.models.interop import KINDS, kind_of, open_checkpoint
 from luban.predict import TOLERANCE, Predictor
 from luban.recipe import read_yaml
 
@@ -60,15 +59,14 @@ def _drift(artefact: Artefact, predictor: Predictor, folder: Path, base: str | N
     network = predictor.model
     assert isinstance(network, Network)
     encoder = encoder_of(network)
-    kind = config_of(encoder.options, encoder.core.shape.vocabulary)["model_type"]
-    bare, language, classifier = _CLASSES[kind]
+    kind = KINDS[kind_of(encoder.options)][0]
     if encoder.language is not None:
-        whole = getattr(transformers, language).from_pretrained(base)
+        whole = getattr(transformers, kind.language).from_pretrained(base)
     elif not artefact.pipeline.targets:
-        whole = getattr(transformers, bare).from_pretrained(base)
+        whole = getattr(transformers, kind.bare).from_pretrained(base)
     else:
         (processor,) = artefact.pipeline.targets.values()
-        whole = getattr(transformers, classifier).from_pretrained(base, num_labels=processor.head_width)
+        whole = getattr(transformers, kind.classifier).from_pretrained(base, num_labels=processor.head_width)
     with warnings.catch_warnings():  # of what these two libraries will call things one day
         warnings.simplefilter("ignore", FutureWarning)
         theirs = peft.PeftModel.from_pretrained(whole, folder).eval()

@@ -9,7 +9,8 @@ from torch import nn
 
 from luban.errors import RecipeError
 from luban.models._core import Vocabulary
-from luban.models._language import encoder_of
+from luban.models._decoding import language_model_of
+from luban.models._language import LanguageEncoder
 from luban.models._step import Int8Embedding, Int8Linear, Int8Vocabulary
 
 __all__ = ["to_int8"]
@@ -25,13 +26,19 @@ def to_int8(module: nn.Module) -> nn.Module:
         module: a network with one causal language model.
 
     Raises:
-        RecipeError: if a layer is of a kind that cannot be rounded, as one with an adapter that was not merged.
+        RecipeError: if the layers are not Luban's own, or one is of a kind that cannot be rounded, as one with an adapter that was
+            not merged.
 
     Example:
         >>> to_int8(module)      # doctest: +SKIP
         Network(...)
     """
-    encoder = encoder_of(module)
+    encoder = language_model_of(module)
+    if not isinstance(encoder, LanguageEncoder):
+        raise RecipeError(
+            f"int8 weights are for layers of Luban's own, and '{encoder.kind}' has others; take the stored weights, or import the model "
+            "as gpt2, llama, qwen2, qwen3 or smollm where it is one"
+        )
     core, language = encoder.core, encoder.language
     if not isinstance(language, Vocabulary) or language.transform is not None:
         raise RecipeError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,10 +19,13 @@ from luban.data.contracts import Field
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import RecipeError
-from luban.models._core import Core, Shape, Vocabulary
+from luban.models._cache import Cache
+from luban.models._core import Core, Projection, Shape, Vocabulary
+from luban.models._decoding import Decoding, LanguageModel
 from luban.models._encoders import Encoder, Features, is_sequence, read_ragged
 from luban.models._layers import Count, Rate, pooled
 from luban.models._network import Family, Network, module_key
+from luban.models._step import Stepper
 from luban.models.interop import load_into, located, options_of
 from luban.recipe import Data
 
@@ -206,7 +212,7 @@ class Language(Family):
         return result
 
 
-class LanguageEncoder(Encoder):
+class LanguageEncoder(LanguageModel):
     """A core, what pools its states, and, where a target asks for tokens, what turns states into them.
 
     Args:
@@ -231,6 +237,36 @@ class LanguageEncoder(Encoder):
         """Whether states are wanted of every token, not only where the heads read (to explain, to probe)."""
 
     speaks = True
+
+    @property
+    def kind(self) -> str:
+        """The type of the family."""
+        return self.options.type
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return self.core.shape.causal
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether a target asked for tokens."""
+        return self.language is not None
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a text that it was made for."""
+        return self.options.max_positions
+
+    @property
+    def room(self) -> int | None:
+        """As many as there are learned positions; turned ones go on."""
+        shape = self.core.shape
+        return shape.max_positions if shape.positions == "learned" else None
+
+    def begin(self, rows: int, expected: int, sources: Ragged | None = None) -> Decoding:
+        """Begin to read texts; see `LanguageModel.begin`."""
+        return _CoreDecoding(self, rows, expected)
 
     def add_vocabulary(self) -> None:
         """Add what turns states into tokens."""
@@ -312,6 +348,39 @@ class LanguageEncoder(Encoder):
 
     separated = False
     """Whether two separators stand between the texts of a pair (RoBERTa), not one (BERT)."""
+
+
+class _CoreDecoding(Decoding):
+    """A core with a cache of keys and values; a token a row goes through `Stepper` where that is possible."""
+
+    def __init__(self, encoder: LanguageEncoder, rows: int, expected: int) -> None:
+        assert encoder.language is not None
+        self.core, self.language = encoder.core, encoder.language
+        device = next(itertools.chain(encoder.parameters(), encoder.buffers())).device
+        self.cache = Cache.empty(rows, expected=expected, device=device)
+        self.stepper = Stepper.of(self.core, self.language)
+
+    def read(self, inputs: Ragged, *, last: bool = False) -> Projection:
+        """Read some tokens a row; see `Decoding.read`."""
+        states = self.core(inputs, read=inputs.offsets[1:] - 1 if last else None, cache=self.cache)
+        result: Projection = self.language(states)
+        return result
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read a token a row; see `Decoding.step`."""
+        if self.stepper is not None and len(tokens) <= self.stepper.most:
+            return self.stepper.step(tokens, self.cache)
+        return self.read(Ragged(tokens, torch.arange(len(tokens) + 1, device=tokens.device))).logits()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some rows."""
+        self.cache.select(torch.tensor(rows, dtype=torch.int64, device=self.cache.lengths.device))
+
+    def copy(self) -> Self:
+        """Return the same texts with a cache of their own."""
+        other = copy.copy(self)
+        other.cache = self.cache.copy()
+        return other
 
 
 def join(first: Ragged, second: Ragged, separators: Literal["one", "both", "whole"]) -> Ragged:

@@ -1,56 +1,56 @@
-"""Any other architecture, by the `transformers` package: its states become our features, and our heads read them.
+"""Any other architecture, by the `transformers` package: an encoder whose states our heads read, or a language model.
 
-::
-
-    text.ids (T,) ──▶ rectangle (B, L) and mask ──▶ transformers ──▶ (B, L, D) ──▶ states (T, D) ──▶ features (B, D)
-
-Texts are padded at this door and nowhere else. Only what the package itself brings is run: code that lies beside somebody's
-weights never is, and weights are read from safetensors alone.
+The modules themselves, and how a flat batch goes through them, are in `luban.models._foreign`.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, get_args
 
-import torch
 from pydantic import Field as Option
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from luban.data.batch import Batch
-from luban.data.contracts import Field
+from luban.data.contracts import Field, Spec
 from luban.data.processors.text import Text
-from luban.data.ragged import Ragged
-from luban.errors import ArtefactError, DataError, LubanError, MissingError, RecipeError
-from luban.models._encoders import Encoder, Features, is_sequence, read_ragged
-from luban.models._layers import Count, Rate, pooled
-from luban.models._network import Family, Network
+from luban.errors import ArtefactError, RecipeError
+from luban.models._encoders import Encoder, is_sequence
+from luban.models._foreign import (
+    ForeignEncoder,
+    ForeignLanguageModel,
+    ForeignMaskedModel,
+    cleaned,
+    pretrained,
+)
+from luban.models._layers import Count, Rate
+from luban.models._low_rank import merging
+from luban.models._network import TOKENS, Family, Network
 from luban.models.interop.checkpoint import located, open_checkpoint
 from luban.recipe import Data
 from luban.registry import register
 
-__all__ = ["HuggingFace"]
+__all__ = ["ForeignEncoder", "HuggingFace"]
 
-# Where others keep what is no part of the architecture, or what would fetch or run something.
-_NO_PART = {
-    "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "_attn_implementation",
-    "_attn_implementation_internal", "attn_implementation", "id2label", "label2id", "problem_type", "num_labels", "custom_pipelines",
-}  # fmt: skip
+Task = Literal["encoder", "causal_lm", "masked_lm"]
+
 # Those that number positions from that of the padding token on.
 _FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "mpnet", "longformer", "data2vec-text", "xmod", "ibert"}  # fmt: skip
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What architectures call the number of their positions."""
 _LONGEST = 512  # tokens of a text, where the configuration names no limit
 
 
 @register("models")
 class HuggingFace(Family):
-    """A model of `transformers`, whatever its architecture, as an encoder of texts.
+    """A model of `transformers`, whatever its architecture, as an encoder of texts or as a language model.
 
     With `from`, configuration, weights and tokenizer are read from a directory; with `config` alone the weights are new. The
-    artefact holds all three and needs no other directory. An architecture that has an encoder and a decoder gives its encoder.
+    artefact holds all three and needs no other directory.
+
+    As an `encoder` its states are pooled and read by our heads; an architecture that has an encoder and a decoder gives its
+    encoder. As a language model (`causal_lm`, `masked_lm`) it is trained by the objectives over a text's own tokens, and generates,
+    chooses, fills in and is measured as our own families are, with transformers' cache. Its own head makes the logits of all
+    tokens to be predicted at once, so that a large vocabulary takes more memory than theirs.
 
     Example:
         >>> HuggingFace.model_validate({"config": {"model_type": "electra", "vocab_size": 99}}).pool
@@ -59,6 +59,8 @@ class HuggingFace(Family):
 
     made_for: ClassVar = "a text"
 
+    task: Task = "encoder"
+    """What it is: an `encoder` of texts, or a language model, of the next token (`causal_lm`) or of masked ones (`masked_lm`)."""
     from_: str | None = Option(default=None, alias="from")
     """A directory of Hugging Face or `dataset:NAME`, whose weights and tokenizer to start from; new weights if left out."""
     config: dict[str, Any] | None = None
@@ -68,19 +70,33 @@ class HuggingFace(Family):
     dropout: Rate | list[Rate] = 0.1
     """Dropout after hidden layers; without any, on what the heads read."""
     max_positions: Count | None = None
-    """Tokens of a text, at the most; as the configuration says, but no more than 512, if left out."""
+    """Tokens of a text, at the most; as the configuration says, but no more than 512 for an encoder, if left out."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_config(cls, values: Any) -> Any:
         """With `from`, take the configuration from there."""
-        if not isinstance(values, dict) or not isinstance(values.get("from"), str):
+        if not isinstance(values, dict):
             return values
-        values = {**values, "from": located(values["from"])}
-        found = _config_of(values["from"])
-        if values.get("config") not in (None, found):
-            raise ValueError(f"config is not that of '{values['from']}'; remove it to take what is there")
-        return {**values, "config": found}
+        task = values.get("task")
+        if task is not None and task not in get_args(Task):
+            raise ValueError(
+                f"task is {task!r}, and tasks are {', '.join(get_args(Task))}; to write texts from texts take type 'seq2seq'"
+            )
+        if isinstance(values.get("from"), str):
+            values = {**values, "from": located(values["from"])}
+            found, known = _config_of(values["from"])
+            if values.get("config") not in (None, found):
+                raise ValueError(f"config is not that of '{values['from']}'; remove it to take what is there")
+            if known is not None and task not in (None, known):
+                raise ValueError(
+                    f"task is '{task}', and the artefact '{values['from']}' is for task '{known}'; remove the key"
+                )
+            values = {**values, "config": found, **({} if known is None else {"task": known})}
+        config = values.get("config")
+        if isinstance(config, dict) and values.get("task", "encoder") != "encoder":
+            return {"max_positions": _positions(config), **values}
+        return values
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -94,6 +110,11 @@ class HuggingFace(Family):
             raise ValueError(
                 "config is that of quantised weights, which cannot be trained; take the model as it was before"
             )
+        known = _positions(self.config)
+        if known is not None and (self.max_positions or 0) > known:
+            raise ValueError(
+                f"max_positions is {self.max_positions}, and the architecture takes {known} tokens; lower it"
+            )
         if self.size != "small":
             raise ValueError(
                 "size does nothing here: an architecture has the sizes that its config names; remove it"
@@ -106,7 +127,7 @@ class HuggingFace(Family):
         texts = {c: p for c, p in data.inputs.items() if isinstance(p, Text) and c not in self.encoders}
         for column, text in texts.items():
             given = text.model_fields_set
-            options: dict[str, Any] = {"max_length": self._limit()}
+            options: dict[str, Any] = {"max_length": self._longest()}
             if self.from_ is not None and "tokenizer" not in given:
                 if "tokens" in given:
                     raise RecipeError(
@@ -122,18 +143,17 @@ class HuggingFace(Family):
                 said.append(f"{column}: {shown}, for model type '{self.type}'")
         return said + super().complete(data)
 
-    def _positions(self) -> int | None:
-        """Return how many tokens the architecture takes; None where its positions are relative."""
-        assert self.config is not None
-        known = self.config.get("max_position_embeddings") or self.config.get("n_positions")
-        if not isinstance(known, int):
-            return None
-        return known - (
-            self.config.get("pad_token_id", 1) + 1 if self.config["model_type"] in _FROM_PADDING else 0
-        )
+    @property
+    def CAUSAL(self) -> bool | None:  # noqa: N802  # as the families have it, of which some are always causal
+        """Whether a token sees only those before it; None for an encoder, which may be of either kind."""
+        return None if self.task == "encoder" else self.task == "causal_lm"
 
-    def _limit(self) -> int:
-        return self.max_positions or min(_LONGEST, self._positions() or _LONGEST)
+    def _longest(self) -> int:
+        """Return the tokens of a text where the recipe names no number."""
+        assert self.config is not None
+        if self.task != "encoder":
+            return min(_LONGEST, self.max_positions or _LONGEST)
+        return self.max_positions or min(_LONGEST, _positions(self.config) or _LONGEST)
 
     def usual(self, adapted: bool) -> dict[str, Any]:
         """Pretrained weights want small steps that begin smaller (Devlin et al., 2018); new ones a warm-up."""
@@ -150,7 +170,26 @@ class HuggingFace(Family):
 
     def encoder(self, name: str, field: Field) -> Encoder | None:
         """Read a text."""
-        return _Foreign(self, name, field) if is_sequence(field) else None
+        if not is_sequence(field):
+            return None
+        assert self.config is not None
+        if self.task != "encoder":
+            made = ForeignLanguageModel if self.task == "causal_lm" else ForeignMaskedModel
+            return made(self.config, self.max_positions, self.pool, name, field)
+        return ForeignEncoder(self.config, _positions(self.config), self.pool, name, field)
+
+    def build(self, spec: Spec) -> Network:
+        """Make the network; see `Model.build`."""
+        asked = [f.column for f in spec.fields.values() if f.role == "target" and f.kind == TOKENS]
+        if asked and self.task == "encoder":
+            raise RecipeError(
+                f"model type '{self.type}' with task 'encoder' cannot put out the tokens of '{asked[0]}'; set model.task to causal_lm or masked_lm, as the objective is"
+            )
+        if self.task != "encoder" and not asked:
+            raise RecipeError(
+                f"model type '{self.type}' with task '{self.task}' puts out tokens, and no objective asks for them; take objective {self.task}, or model.task=encoder"
+            )
+        return super().build(spec)
 
     def _encoders(self, inputs: dict[str, Field]) -> dict[str, Encoder]:
         """As any family, but one text alone."""
@@ -165,112 +204,47 @@ class HuggingFace(Family):
     def load_pretrained(self, module: nn.Module) -> list[str]:
         """Copy the weights of `from` into a new module; return what was not there and starts anew."""
         assert isinstance(module, Network)
-        own = [part for part in module.encoders.values() if isinstance(part, _Foreign)]
+        own = [part for part in module.encoders.values() if isinstance(part, ForeignEncoder)]
         return [name for part in own for name in self.load_part(part)] + super().load_pretrained(module)
 
     def load_part(self, encoder: Encoder) -> list[str]:
         """Copy the weights of `from` into an encoder."""
         if self.from_ is None:
             return []
-        assert isinstance(encoder, _Foreign)
+        assert isinstance(encoder, ForeignEncoder)
+        assert self.config is not None
         checkpoint = open_checkpoint(self.from_)
         missing: set[str] = set()
         if checkpoint.kind == "luban":
             places = {
-                name.partition(".model.")[2]: name for name in checkpoint if name.startswith("encoders.")
+                name.partition(".model.")[2]: read
+                for name, read in checkpoint.places.items()
+                if name.startswith("encoders.")
             }
-            tensors = {short: checkpoint[name] for short, name in places.items()}
+            tensors = {short: read() for short, read in merging(places).items()}
         else:
-            assert self.config is not None
-            tensors, missing = _pretrained(self.from_, self.config)
+            tensors, missing = pretrained(self.from_, self.task, self.config)
         try:
-            encoder.model.load_state_dict(tensors)
+            encoder.load_state_dict({f"model.{name}": tensor for name, tensor in tensors.items()})
         except RuntimeError as error:
-            raise ArtefactError(f"'{self.from_}' does not fit its config.json: {_brief(error)}") from None
+            raise ArtefactError(
+                f"'{self.from_}' does not fit its config.json: {' '.join(str(error).split())[:200]}"
+            ) from None
         return sorted(missing)
 
 
-class _Foreign(Encoder):
-    """Somebody else's module between a rectangle and states.
-
-    Args:
-        options: the family.
-        name: the field of ids.
-        field: what is known about it.
-    """
-
-    def __init__(self, options: HuggingFace, name: str, field: Field) -> None:
-        super().__init__()
-        assert options.config is not None
-        self.name, self.pool, self.positions = name, options.pool, options._positions()
-        config = _configuration(options.config)
-        known = getattr(config, "vocab_size", None)
-        if not isinstance(known, int):
-            raise RecipeError(
-                f"model type 'huggingface' reads texts, and an architecture of type '{config.model_type}' does not"
-            )
-        if (field.size or 0) > known:
-            raise RecipeError(
-                f"the tokenizer of '{field.column}' has {field.size:,} tokens, and model.config has vectors for {known:,}: "
-                "they do not belong together; name the tokenizer of the model by 'tokenizer'"
-            )
-        self.width = int(config.hidden_size)
-        padding = getattr(config, "pad_token_id", None)
-        self.padding = int(field.pad if padding is None else padding)
-        with _said_by_transformers(str(config.model_type)):
-            made = _transformers().AutoModel.from_config(
-                config, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32
-            )
-        self.model: nn.Module = _reader(made)
-
-    def forward(self, batch: Batch) -> Features:
-        """Return (B, width) and a state a token."""
-        ids = read_ragged(batch, self.name)
-        rectangle, mask = ids.padded(self.padding)  # (B, L)
-        if self.positions is not None and rectangle.shape[1] > self.positions:
-            raise DataError(
-                f"a text has {rectangle.shape[1]} tokens, and the model takes {self.positions}: set max_length of the text in data.inputs"
-            )
-        if not rectangle.shape[1]:
-            rectangle = rectangle.new_full((len(ids), 1), self.padding)
-            mask = torch.zeros_like(rectangle, dtype=torch.bool)
-        # A text without a token is read as one of padding, since attention to nothing is no number; nothing of it is kept.
-        seen = mask.clone()
-        seen[:, 0] |= ids.lengths == 0
-        found: Tensor = self.model(
-            input_ids=rectangle, attention_mask=seen.long()
-        ).last_hidden_state  # (B, L, D)
-        states = Ragged(found[mask], ids.offsets)
-        return pooled(states, self.pool), states
+def _positions(config: dict[str, Any]) -> int | None:
+    """Return how many tokens an architecture takes; None where it does not say, as its positions are relative."""
+    known = next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None)
+    if known is None:
+        return None
+    return int(known) - (
+        config.get("pad_token_id", 1) + 1 if config.get("model_type") in _FROM_PADDING else 0
+    )
 
 
-def _transformers() -> Any:
-    try:
-        module = importlib.import_module("transformers")
-    except ImportError:
-        raise MissingError(
-            "model type 'huggingface' needs the transformers package, which is not installed: pip install 'luban[hf]'"
-        ) from None
-    module.logging.set_verbosity_error()
-    module.logging.disable_progress_bar()
-    return module
-
-
-@contextmanager
-def _said_by_transformers(what: str) -> Iterator[None]:
-    """Turn what transformers raises into one sentence."""
-    try:
-        yield
-    except (LubanError, MemoryError):
-        raise
-    except ImportError as error:
-        raise MissingError(f"'{what}' cannot be built: {_brief(error)}") from error
-    except Exception as error:  # of any kind: the options were written for a program that is not ours
-        raise RecipeError(f"transformers cannot make '{what}': {_brief(error)}") from error
-
-
-def _config_of(path: str) -> dict[str, Any]:
-    """Return the configuration of a directory, without what is no part of the architecture."""
+def _config_of(path: str) -> tuple[dict[str, Any], str | None]:
+    """Return the configuration of a directory, without what is no part of the architecture, and the task of an artefact."""
     found = open_checkpoint(path)
     if found.kind == "gguf":
         raise RecipeError(f"'{path}' is a GGUF file; take type 'llama', 'qwen2' or 'qwen3', which read it")
@@ -280,60 +254,5 @@ def _config_of(path: str) -> dict[str, Any]:
             raise RecipeError(
                 f"'{path}' is an artefact of type '{model.get('type')}', and model.type is '{HuggingFace.type}'"
             )
-        return dict(model["config"])
-    return _cleaned(found.config)
-
-
-def _cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _cleaned(value) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if key not in _NO_PART
-    }
-
-
-def _configuration(config: dict[str, Any]) -> Any:
-    """Return transformers' object of a configuration; one that names code of its own is not known to it."""
-    transformers = _transformers()
-    options = _cleaned(config)  # an artefact may come from a stranger
-    kind = str(options.pop("model_type"))
-    if kind not in transformers.CONFIG_MAPPING:
-        raise RecipeError(
-            f"transformers {transformers.__version__} has no architecture '{kind}'; code that lies beside somebody's weights is never run"
-        )
-    with _said_by_transformers(kind):
-        return transformers.AutoConfig.for_model(kind, **options)
-
-
-def _reader(made: Any) -> nn.Module:
-    """Return what makes states of a text: the encoder alone, without a pooler, which nothing here would train."""
-    if made.config.is_encoder_decoder:
-        made = made.get_encoder()
-    if getattr(made, "pooler", None) is not None:
-        made.pooler = None
-    return cast(nn.Module, made)
-
-
-def _pretrained(path: str, config: dict[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
-    """Return the weights of a directory by the names of its module, and the parts that it lacks."""
-    with _said_by_transformers(path):
-        made, report = _transformers().AutoModel.from_pretrained(
-            Path(path).resolve(),
-            config=_configuration(config),
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    reader = _reader(made)
-    own = reader.state_dict()
-    missing = {name for name in report["missing_keys"] if name in own or name.partition(".")[2] in own}
-    if len(missing) == len(own):
-        raise ArtefactError(f"'{path}' does not fit its config.json: it has none of the model's tensors")
-    return own, {name.rpartition(".")[0] or name for name in missing}
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        return dict(model["config"]), str(model.get("task", "encoder"))
+    return cleaned(found.config), None

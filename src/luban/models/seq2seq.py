@@ -11,10 +11,14 @@ with norms before (Xiong et al., 2020), mBART (Liu et al., 2020). It reads and w
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field as Option
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -24,7 +28,9 @@ from luban.data.contracts import Field, Spec
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import RecipeError
+from luban.models._cache import Cache
 from luban.models._core import Core, Projection, Shape, Vocabulary
+from luban.models._decoding import Decoding
 from luban.models._encoders import Encoder, is_sequence, read_ragged
 from luban.models._language import Language, LanguageEncoder, encoder_of
 from luban.models._layers import Activation, Count, Positive, pooled
@@ -257,6 +263,7 @@ class Seq2SeqEncoder(LanguageEncoder):
     The decoder has no table of tokens where it shares the encoder's: a shared weight has one name only and is saved once.
     """
 
+    NEEDS_SOURCE = True
     options: Seq2Seq
     decoder: Core
     speaks = False  # tokens of what it reads; those of the target come from the decoder
@@ -266,6 +273,22 @@ class Seq2SeqEncoder(LanguageEncoder):
         self.target = ""
         self.start = 0
         self.forced_first, self.forced_last = options.forced_first, options.forced_last
+
+    @property
+    def causal(self) -> bool:
+        """The decoder is."""
+        return self.decoder.shape.causal
+
+    @property
+    def room(self) -> int | None:
+        """As many as the decoder has learned positions; sines go on."""
+        shape = self.decoder.shape
+        return shape.max_positions if shape.positions == "learned" else None
+
+    def begin(self, rows: int, expected: int, sources: Ragged | None = None) -> Decoding:
+        """Read the sources, and begin to write; see `LanguageModel.begin`."""
+        assert sources is not None
+        return _PairDecoding(self, sources, expected)
 
     def add_decoder(self, name: str, field: Field) -> None:
         """Add what writes the target `name`."""
@@ -329,6 +352,57 @@ class Seq2SeqEncoder(LanguageEncoder):
             self.decoder(given, read=read, memory=memory, readers=readers, cache=cache)
         )
         return result
+
+
+class _PairDecoding(Decoding):
+    """A decoder with its cache, and the states of what its encoder read once: rows with the same source share them."""
+
+    def __init__(self, encoder: Seq2SeqEncoder, sources: Ragged, expected: int) -> None:
+        self.encoder = encoder
+        self.cache = Cache.empty(len(sources), expected=expected, device=sources.values.device)
+        with torch.inference_mode():
+            self.memory = encoder.remember(sources)
+        self._sources = list(range(len(sources)))
+        """Which row of the memory each row reads: in order, so that rows with the same one are neighbours."""
+
+    def read(self, inputs: Ragged, *, last: bool = False) -> Projection:
+        """Read some tokens a row; see `Decoding.read`."""
+        counts = torch.bincount(torch.tensor(self._sources), minlength=len(self.memory))
+        readers = F.pad(counts.cumsum(0), (1, 0)).to(inputs.offsets.device)
+        read = inputs.offsets[1:] - 1 if last else None
+        return self.encoder.write(inputs, self.memory, read=read, readers=readers, cache=self.cache)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read a token a row; see `Decoding.step`."""
+        return self.read(Ragged(tokens, torch.arange(len(tokens) + 1, device=tokens.device))).logits()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep some rows, and let go of the sources that none of them reads."""
+        sources = [self._sources[row] for row in rows]
+        assert sources == sorted(sources), "rows with the same source must stay neighbours"
+        kept = sorted(set(sources))
+        self._sources = [kept.index(source) for source in sources]
+        places = None
+        if len(kept) < len(self.memory):
+            stays = torch.zeros(len(self.memory), dtype=torch.bool, device=self.memory.offsets.device)
+            stays[kept] = True
+            places = stays[self.memory.rows].nonzero().squeeze(1)
+            lengths = self.memory.lengths[stays]
+            self.memory = Ragged(self.memory.values[places], F.pad(lengths.cumsum(0), (1, 0)))
+        index = torch.tensor(rows, dtype=torch.int64, device=self.cache.lengths.device)
+        self.cache.select(index, places)
+
+    def copy(self) -> Self:
+        """Return the same texts with a cache of their own; what the encoder read stays shared."""
+        other = copy.copy(self)
+        other.cache = self.cache.copy()
+        return other
+
+    def forced(self, place: int, limit: int) -> int | None:
+        """Return the token that every text begins or ends with, as BART's do."""
+        if place == limit and self.encoder.forced_last is not None:
+            return self.encoder.forced_last
+        return self.encoder.forced_first if place == 1 else None
 
 
 def shifted(labels: Ragged, start: int) -> Ragged:

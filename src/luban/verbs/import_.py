@@ -24,7 +24,8 @@ from luban.data.processors.text import Text
 from luban.errors import ArtefactError, DataError, RecipeError
 from luban.models._language import Language
 from luban.models._network import Network, module_key
-from luban.models.interop import FAMILIES, Checkpoint, open_checkpoint
+from luban.models.huggingface import HuggingFace
+from luban.models.interop import FAMILIES, KINDS, Checkpoint, open_checkpoint
 from luban.predict import load, of_artefact
 from luban.recipe import Recipe, Section, dump, options_from
 from luban.registry import lookup
@@ -47,7 +48,6 @@ _SAMPLE = (
 )
 _TALKS = (_SAMPLE[:2], _SAMPLE[2:4], _SAMPLE[4:])
 """Of a model that chats: who speaks takes turns."""
-_HEADS = ("classifier.out_proj", "classifier", "score")
 _POOLS = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_lasttoken": "last",
@@ -198,8 +198,11 @@ def _task(checkpoint: Checkpoint) -> str:
         return "classification"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal_lm"
-    if architecture.endswith(("ForMaskedLM", "ForPreTraining")):
+    known = checkpoint.config.get("model_type") in KINDS
+    if architecture.endswith("ForMaskedLM") or (known and architecture.endswith("ForPreTraining")):
         return "masked_lm"
+    if architecture.endswith("ForPreTraining"):  # of another kind, such as telling apart replaced tokens
+        return "embedding"
     if architecture.endswith(("ForConditionalGeneration", "MTModel")):
         if checkpoint.config.get("model_type") in FAMILIES["seq2seq"]:
             return "seq2seq"
@@ -213,20 +216,28 @@ def _task(checkpoint: Checkpoint) -> str:
     return "embedding"
 
 
-def _family(checkpoint: Checkpoint, task: str, pool: str | None) -> Language:
+def _family(checkpoint: Checkpoint, task: str, pool: str | None) -> Language | HuggingFace:
     kind = str(checkpoint.config.get("model_type"))
     name = next((name for name, kinds in FAMILIES.items() if kind in kinds), None)
     if name == "seq2seq" and task != "seq2seq":
         raise RecipeError(
             f"'{checkpoint.path}' holds an encoder and a decoder, and not what turns their states into tokens; start a recipe from it, with model: {{type: seq2seq, from: {checkpoint.path}}}"
         )
+    if name is None and task != "classification":
+        options: dict[str, Any] = {
+            "task": "encoder" if task == "embedding" else task,
+            "from": str(checkpoint.path),
+        }
+        if pool is not None or task == "embedding":
+            options["pool"] = pool or _pooling(checkpoint)
+        return options_from(HuggingFace, options, f"'{checkpoint.path}'")
     if name is None:
         known = sorted({kind for family, kinds in FAMILIES.items() if family != "seq2seq" for kind in kinds})
         raise RecipeError(
-            f"'{checkpoint.path}' holds a model of type '{kind}'; those that are read are {', '.join(known)}, and a recipe may start "
-            "from any other by model type 'huggingface'"
+            f"'{checkpoint.path}' is a classifier of type '{kind}'; classifiers that are read are of type {', '.join(known)}, and a recipe may "
+            "start from the encoder of any other by model type 'huggingface'"
         )
-    options: dict[str, Any] = {"from": str(checkpoint.path)}
+    options = {"from": str(checkpoint.path)}
     if pool is not None or task == "embedding":
         options["pool"] = pool or _pooling(checkpoint)
     family = options_from(cast(type[Language], lookup("models", name)), options, f"'{checkpoint.path}'")
@@ -289,12 +300,12 @@ def _said(path: Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _text(family: Language, checkpoint: Checkpoint) -> Text:
+def _text(family: Language | HuggingFace, checkpoint: Checkpoint) -> Text:
     limit = family.max_positions
     # How much of a text sentence-transformers reads of it.
     said = _said(checkpoint.path / "sentence_bert_config.json").get("max_seq_length")
     if isinstance(said, int) and said > 0:
-        limit = min(limit, said)
+        limit = said if limit is None else min(limit, said)
     text = Text(tokenizer=str(checkpoint.path), lowercase=False, max_length=limit)
     text.finish()
     return text
@@ -380,11 +391,9 @@ def _load_head(module: nn.Module, target: str, checkpoint: Checkpoint, processor
     assert isinstance(module, Network)
     head = module.heads[module_key(target)]
     assert isinstance(head, nn.Linear)
-    stem = next((s for s in _HEADS if f"{s}.weight" in checkpoint), None)
-    if stem is None:
-        raise ArtefactError(
-            f"'{checkpoint.path}' is incomplete: there is no tensor 'classifier.weight' or 'score.weight'"
-        )
+    stem = KINDS[checkpoint.config["model_type"]][1].classifier
+    if f"{stem}.weight" not in checkpoint:
+        raise ArtefactError(f"'{checkpoint.path}' is incomplete: there is no tensor '{stem}.weight'")
     with torch.no_grad():
         weight = checkpoint[f"{stem}.weight"]
         if weight.shape != head.weight.shape:
