@@ -117,13 +117,14 @@ def theirs(threads: int | None) -> Callable[[list[str]], list[list[float]]]:
         neutral[:, 0], neutral[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
         with torch.no_grad():
             chosen = int(model(input_ids=ids, attention_mask=mask).logits.argmax())
-        found = gradients.attribute(
+        found, _ = gradients.attribute(
             ids,
             neutral,
             target=chosen,
             additional_forward_args=(mask,),
             n_steps=STEPS,
             method="gausslegendre",
+            return_convergence_delta=True,
         )
         values: list[float] = found[0].sum(-1).tolist()
         return values

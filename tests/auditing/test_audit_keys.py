@@ -33,7 +33,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "robustness": {
         "rows": 20, "share": 0.9, "changes": ["missing"], "pixels": 200.0, "numbers": 3.0, "vectors": 3.0, "steps": ({"rows": 300, "numbers": 1.5, "vectors": 1.5, "pixels": 40.0}, 2), "tolerance": ({"numbers": 5.0}, 0.99),
     },
-    "privacy": {"rows": 100, "references": 2, "tolerance": 0.4},
+    "privacy": {"rows": 100, "references": 2, "reference": "runs/base", "tolerance": 0.4},
     "memorisation": {"canaries": "others.txt", "strings": 199, "error": ({"canaries": "one.txt"}, 0.99)},
     "toxicity": {
         "words": "others.txt", "prompts": "prompts.txt", "refusals": "words.txt", "expect": ({"refusals": "words.txt"}, "answer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 
 import luban
 from audit_cases import case_of, people, trained
+from luban.artefact import Artefact
 from luban.auditing import privacy
+from luban.auditing._base import Case, losses
+from luban.auditing._shadow import shadows
 from luban.auditing.memorisation import Memorisation, alternatives
-from luban.auditing.privacy import Privacy, attack, likelihood_ratio
+from luban.auditing.privacy import Privacy, _answers, attack, likelihood_ratio
 from luban.auditing.toxicity import matcher
 from luban.errors import DataError
 
@@ -55,6 +59,37 @@ def test_the_likelihood_ratio_finds_members_whom_the_loss_hides() -> None:
     assert sharp > 0.75
 
 
+@pytest.mark.parametrize("count", [32, 64])
+def test_from_64_references_on_each_row_has_a_deviation_of_its_own(count: int) -> None:
+    """Rows differ in how much models vary about them: one deviation for all takes wild rows for members."""
+    generator = np.random.default_rng(3)
+    scale = np.exp(generator.normal(0, 1.2, 4000))
+    member = np.arange(4000) < 2000
+    seen = (generator.random((count, 4000)) < 0.5) & member
+    references = scale * (generator.normal(size=(count, 4000)) + 2 * seen)
+    own = scale * (generator.normal(size=4000) + 2 * member)
+    ratio = likelihood_ratio(own, references, seen)
+    outside = np.where(seen, np.nan, references)
+    if count < 64:
+        expected = (own - np.nanmean(outside, 0)) / np.sqrt(
+            np.nanmean((outside - np.nanmean(outside, 0)) ** 2)
+        )
+    else:
+        expected = (own - np.nanmean(outside, 0)) / np.nanstd(outside, 0, ddof=1)
+    np.testing.assert_allclose(ratio, expected, rtol=1e-10)
+    found = attack(ratio[member], ratio[~member])["tpr"].value
+    assert found is not None
+    assert (found > 0.05) == (count >= 64)
+
+
+def test_a_row_of_which_all_models_are_equally_sure_is_no_member() -> None:
+    references = np.random.default_rng(0).normal(size=(64, 10))
+    references[:, 0] = 27.6
+    ratio = likelihood_ratio(references[0], references[1:].repeat(2, 0)[:64], np.zeros((64, 10), dtype=bool))
+    assert ratio[0] == pytest.approx(0, abs=1e-9)
+    assert np.isfinite(ratio).all()
+
+
 def test_a_model_that_learnt_noise_by_heart_is_found_and_one_that_could_not_is_not(tmp_path: Path) -> None:
     rows = people(700)
     noise = rows.with_columns(pl.Series("label", np.random.default_rng(0).choice(["yes", "no"], len(rows))))
@@ -79,6 +114,118 @@ def test_a_model_that_learnt_noise_by_heart_is_found_and_one_that_could_not_is_n
     audit = luban.audit(tmp_path / "model", str(tmp_path / "rows.csv"), only=["privacy"])
     assert not audit["findings"]
     assert audit["figures"]["privacy.loss.auc"] < 0.57
+
+
+def test_references_keep_the_weights_that_the_recipe_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise is learnt by heart, so the best weights by validation rows are early ones, and the last ones know far more."""
+    rows = people(700)
+    noise = rows.with_columns(pl.Series("label", np.random.default_rng(0).choice(["yes", "no"], len(rows))))
+    sure: dict[str, float] = {}
+    for keep in ("best", "last"):
+        folder = tmp_path / keep
+        folder.mkdir()
+        train = {
+            "epochs": 60, "batch_size": 64, "device": "cpu", "precision": "fp32", "threads": 1, "keep": keep,
+            "optimizer": {"type": "adamw", "learning_rate": 0.02},
+        }  # fmt: skip
+        model = {"type": "mlp", "hidden": [64, 64], "numbers": "periodic"}
+        trained(folder, noise, {"split": {"validation": 0.2, "test": 0.3}}, train=train, model=model)
+        artefact = Artefact.load(folder / "model")
+        case = case_of(folder / "model", noise, recipe=artefact.recipe, lineage=artefact.lineage)
+        assert case.training is not None
+        ((reference, inside),) = shadows(case, case.training.rows, 1)
+        known = Case(reference, case.sample).score(case.training.rows.filter(pl.Series(inside)))
+        sure[keep] = float(
+            np.mean(losses(reference.pipeline.scored["label"], known.truth["label"], known.scores["label"]))
+        )
+    assert sure["best"] > 0.6
+    assert sure["last"] < 0.3
+
+
+# --- language models ---
+
+
+WORDS = [
+    "anvil",
+    "bench",
+    "chisel",
+    "dowel",
+    "easel",
+    "file",
+    "gouge",
+    "hammer",
+    "joint",
+    "kerf",
+    "lathe",
+    "mallet",
+    "nail",
+    "plane",
+]
+
+
+def languages(folder: Path, **upon: Any) -> Path:
+    """A small language model of 120 texts that no rule explains; beside it as many others of the same law."""
+    generator = np.random.default_rng(2)
+    texts = [" ".join(generator.choice(WORDS, generator.integers(4, 8))) for _ in range(240)]
+    pl.DataFrame({"text": texts[:120]}).write_csv(folder / "texts.csv")
+    pl.DataFrame({"text": texts[120:]}).write_csv(folder / "others.csv")
+    recipe: dict[str, Any] = {
+        "data": {
+            "train": str(folder / "texts.csv"), "split": {"validation": 0.0, "test": 0.0},
+            # Characters: pieces of words that were chosen by these texts would give them away by themselves.
+            "inputs": {"text": {"type": "text", "tokens": "char", "min_count": 1, "end": True, "lowercase": False}},
+        },
+        "model": {"type": "llama", "layers": 2, "hidden_size": 64, "heads": 2, "max_positions": 64},
+        "objective": "causal_lm",
+        "train": {
+            "steps": 160, "batch_size": 32, "device": "cpu", "precision": "fp32", "threads": 1, "keep": "last",
+            "optimizer": {"type": "adamw", "learning_rate": 0.004}, "kernels": "torch", **upon,
+        },
+    }  # fmt: skip
+    name = folder / ("model" if not upon else "new")
+    luban.train(recipe, output=name)
+    return name
+
+
+def test_texts_learnt_by_heart_are_found_and_those_that_were_not_are_not(tmp_path: Path) -> None:
+    """Both artefacts name the same texts; the weights of one are still those it began with."""
+    learnt, new = (
+        languages(tmp_path),
+        languages(tmp_path, steps=1, optimizer={"type": "sgd", "learning_rate": 1e-9}),
+    )
+    others = str(tmp_path / "others.csv")
+    options = [f"privacy.reference={new}", "privacy.references=3"]
+    audit = luban.audit(learnt, others, options, only=["privacy"])
+    attacks = {row["attack"]: row for row in audit["audits"]["privacy"]["tables"]["attacks"]}
+    assert list(attacks) == ["loss", "zlib", "reference", "likelihood_ratio"]
+    for name, row in attacks.items():
+        assert (row["members"], row["others"]) == (120, 120) or name == "likelihood_ratio"
+        assert row["auc"]["low"] > 0.8, name
+    assert attacks["reference"]["auc"]["value"] > 0.95
+    assert {one["severity"] for one in audit["findings"]} == {"high"}
+    audit = luban.audit(new, others, only=["privacy"])
+    for row in audit["audits"]["privacy"]["tables"]["attacks"]:
+        assert row["auc"]["low"] < 0.5 < row["auc"]["high"]
+    assert audit["audits"]["privacy"]["findings"] == []
+
+
+def test_a_reference_that_is_no_language_model_is_said(speaker: Path, tmp_path: Path) -> None:
+    trained(tmp_path, people(300))
+    options = [f"privacy.reference={tmp_path / 'model'}"]
+    others = pl.DataFrame({"text": [f"the code of nobody is {i:04}" for i in range(200)]})
+    others.write_csv(tmp_path / "others.csv")
+    with pytest.raises(DataError, match=r"privacy\.reference names '.*', which is no language model"):
+        luban.audit(speaker / "model", str(tmp_path / "others.csv"), options, only=["privacy"])
+
+
+def test_of_a_conversation_the_answers_are_what_is_compressed() -> None:
+    turns = [
+        {"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)
+    ]
+    assert _answers(json.dumps(turns)) == "b\nd"
+    assert _answers("no conversation") == ""
 
 
 # --- generators ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from explain_case import FAMILIES, WORDPIECE, frame, image_case, predictor, tabl
 from luban.adapt.lora import LoRA
 from luban.data.contracts import Flat
 from luban.data.ragged import Ragged
+from luban.explaining import _gradients
 from luban.explaining._case import Case
 from luban.explaining._gradients import attribute, runs
 from luban.explaining._handles import Probe, frozen
@@ -279,11 +281,39 @@ def test_integrated_gradients_of_images_equal_captums(family: str) -> None:
 
 def test_batches_hold_every_row_and_step_once_and_no_more_than_allowed() -> None:
     cost = np.asarray([3, 50, 7, 200, 1, 1])
-    seen = set()
-    for rows, first, last in runs(cost, 4, 100):
-        assert cost[rows].sum() * (last - first) <= 100 or last - first == 1
-        seen |= {(int(row), step) for row in rows for step in range(first, last)}
-    assert seen == {(row, step) for row in range(6) for step in range(4)}
+    batches = list(runs(cost, 4, 100))
+    for rows, steps in batches:
+        assert cost[rows].sum() <= 100 or len(rows) == 1
+        assert len(rows) == len(steps)
+    items = [pair for rows, steps in batches for pair in zip(rows.tolist(), steps.tolist(), strict=True)]
+    assert sorted(items) == [(row, step) for row in range(6) for step in range(4)]
+    for (rows, _), (after, _) in pairwise(batches):  # no batch has room for what comes next
+        assert cost[rows].sum() + cost[after[0]] > 100
+
+
+def test_what_fills_a_batch_up_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = text_case("bert", 6)
+    alphas, weights = rule_of("middle", 8)
+    neutral = lambda site: torch.zeros_like(site.actual)  # noqa: E731
+    monkeypatch.setattr(_gradients, "GRAIN", 10**6)  # never filled
+    plain = attribute(case, neutral, alphas, weights, budget=60)
+    sizes: list[int] = []
+    forward = case.predictor.model.forward
+
+    def counting(batch: dict[str, Any]) -> Any:
+        sizes.append(len(batch["review.ids"].values))
+        return forward(batch)
+
+    monkeypatch.setattr(_gradients, "GRAIN", 16)
+    monkeypatch.setattr(case.predictor.model, "forward", counting)
+    filled = attribute(case, neutral, alphas, weights, budget=60)
+    assert sum(size % 16 == 0 for size in sizes) > len(sizes) / 2
+    for name, value in plain.values.items():
+        other = filled.values[name]
+        assert isinstance(value, Flat)
+        assert isinstance(other, Flat)
+        np.testing.assert_allclose(value.values, other.values, atol=1e-6)
+    np.testing.assert_allclose(plain.baselines, filled.baselines, atol=1e-6)
 
 
 def test_a_small_budget_changes_nothing() -> None:

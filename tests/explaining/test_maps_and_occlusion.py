@@ -26,6 +26,7 @@ from luban.explaining.kernel_shap import KernelShap
 from luban.explaining.lime import Lime
 from luban.explaining.occlusion import Occlusion, starts
 from luban.models._language import encoder_of
+from luban.predict import Predictor
 
 captum = pytest.importorskip("captum.attr")
 
@@ -302,10 +303,59 @@ def test_rollout_is_the_product_of_the_layers(family: str, pool: str) -> None:
         assert one.parts["review"].total == pytest.approx(1)
 
 
+@pytest.mark.parametrize("pool", ["first", "mean", "last"])
+@pytest.mark.parametrize("kind", ["electra", "gpt2", "deberta-v2"])
+def test_rollout_of_other_peoples_encoders_is_made_of_the_attention_they_tell(kind: str, pool: str) -> None:
+    pytest.importorskip("transformers")
+    own = foreign(kind, pool=pool)
+    case = Case.of(own, frame().head(4))
+    rollout = AttentionRollout(residual=0.3)
+    assert rollout.refusal(case) is None
+    reader = own.model.encoders["@review"]
+    for row, one in enumerate(rollout.explain(case)):
+        ids = case.batch(row, row + 1)["review.ids"].values[None]  # type: ignore[union-attr]
+        with torch.inference_mode():
+            told = reader.model(input_ids=ids, output_attentions=True).attentions
+        flow = torch.eye(ids.shape[1], dtype=torch.float64)
+        for weights in told:
+            flow = (0.7 * weights[0].mean(0).double() + 0.3 * torch.eye(len(flow))) @ flow
+        expected = flow[0] if pool == "first" else flow[-1] if pool == "last" else flow.mean(0)
+        pieces = case.pieces("review")[row]
+        np.testing.assert_allclose(one.parts["review"].values, pieces.gather(expected.numpy()), atol=1e-6)
+        assert one.parts["review"].total == pytest.approx(1)
+        assert one.score == pytest.approx(
+            case.score(case.batch(row, row + 1), case.chosen[row : row + 1]).item(), abs=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", ["longformer", "fnet"])
+def test_rollout_refuses_who_tells_no_attention_of_each_token_to_each(kind: str) -> None:
+    pytest.importorskip("transformers")
+    case = Case.of(foreign(kind), frame().head(1))
+    assert AttentionRollout().refusal(case) == (
+        f"transformers gives no attention of each token to each for the architecture '{kind}'"
+    )
+
+
+def foreign(kind: str, **options: Any) -> Predictor:
+    """A tiny model of an architecture of transformers."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "max_position_embeddings": 128,
+    }  # fmt: skip
+    if kind == "gpt2":
+        sizes = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+        sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    if kind == "longformer":
+        sizes["attention_window"] = 4
+    model = {"type": "huggingface", "config": {"model_type": kind, **sizes}, **options}
+    return predictor(["review"], "label", model, kinds={"review": WORDPIECE})
+
+
 def test_rollout_fits_transformers_alone_pairs_included() -> None:
     assert (
         AttentionRollout().refusal(text_case("rnn", 2))
-        == "it needs the attention of a Transformer of Luban's own"
+        == "it needs the attention of a Transformer, of Luban's own or of type huggingface"
     )
     kinds = {"review": WORDPIECE, "reply": {"type": "text", "like": "review"}}
     own = predictor(

@@ -20,12 +20,14 @@ from luban.explaining.gradient_x_input import GradientXInput
 from luban.explaining.integrated_gradients import IntegratedGradients
 from luban.explaining.occlusion import Occlusion
 from luban.generation.options import Generation
+from luban.models._network import Family
 from luban.predict import Predictor
+from luban.recipe import Section
 
 PROMPT = "A good tool 好的 improves"
 
 
-def speaker(name: str) -> Predictor:
+def speaker(name: str, **options: Any) -> Predictor:
     whole = pipeline(True)
     own = Pipeline({"text": whole.inputs["text"]}, {})
     ids = own.spec.fields["text.ids"]
@@ -34,12 +36,27 @@ def speaker(name: str) -> Predictor:
         "text.labels": Field("text", "tokens", "target", "int64", None, size=ids.size),
     }
     torch.manual_seed(0)
-    net = family(name).build(Spec(fields)).eval()
+    made = family(name) if not options else Section("models").parse({"type": name, **options})
+    assert isinstance(made, Family)
+    net = made.build(Spec(fields)).eval()
     return Predictor(net, own, Spec(fields), torch.device("cpu"))
 
 
 def case_of(own: Predictor, text: str | None = " the way 好", tokens: int = 6) -> WrittenCase:
     return written_case(own, pl.DataFrame({"text": [PROMPT]}), 0, tokens, text, 0)
+
+
+def pair_case(**options: Any) -> WrittenCase:
+    """A model that reads one text and writes another, and five tokens of its writing."""
+    rows = pl.DataFrame({"review": ["A good tool", "好的"], "reply": ["好 工具", "good one"]})
+    kinds = {
+        "review": {**WORDPIECE, "vocabulary": 60},
+        "reply": {"type": "text", "tokens": "bpe", "end": True, "vocabulary": 300, "lowercase": False},
+    }
+    sizes = {"layers": 1, "hidden_size": 16, "heads": 2, "shared": False, "max_positions": 64}
+    own = predictor(["review"], "reply", {"type": "seq2seq", **sizes, **options}, kinds=kinds, rows=rows)
+    assert writes(own)
+    return written_case(own, rows[:1], 0, 5, "好 good", 0)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
@@ -90,6 +107,88 @@ def test_without_a_text_it_is_what_the_model_writes() -> None:
     assert one.score == pytest.approx(predicted["completion.log_probability"], abs=1e-3)
 
 
+@pytest.mark.parametrize("heads", ["mean", "max"])
+@pytest.mark.parametrize("residual", [0.5, 0.2])
+def test_rollout_through_encoder_and_decoder_is_that_of_one_graph(heads: Any, residual: float) -> None:
+    """States of both are nodes of one graph; each attention is a step on it, and what is written is read off its last node."""
+    case = pair_case(layers=2, positions="learned")
+    reader = case.predictor.model.encoders["@review"]
+    for row, one in enumerate(AttentionRollout(heads=heads, residual=residual).explain(case)):
+        seen: dict[Any, list[torch.Tensor]] = {}
+        attentions = [module for module in reader.modules() if hasattr(module, "keys_values")]
+        linears = [part for module in attentions for part in (module.q, module.k)]
+        handles = [
+            part.register_forward_hook(
+                lambda module, args, output, seen=seen: seen.setdefault(module, []).append(output)
+            )
+            for part in linears
+        ]
+        case.score(case.batch(row, row + 1), case.chosen[row : row + 1])
+        for handle in handles:
+            handle.remove()
+        read, written = len(case.pieces("review")[row].groups), row + 1
+        size = read + written
+
+        def one_of(module: Any, causal: bool, seen: Any = seen) -> np.ndarray[Any, Any]:
+            q, k = (seen[part][0].view(-1, 2, 8).transpose(0, 1) for part in (module.q, module.k))
+            scores = q @ k.transpose(1, 2) / 8**0.5
+            if causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+            weights = scores.softmax(2).detach().double().numpy()
+            if heads == "mean":
+                return np.asarray(weights.mean(0))
+            return np.asarray(weights.max(0) / weights.max(0).sum(1, keepdims=True))
+
+        flow = np.eye(size)  # the text that was read first
+        for block in reader.core.layers:
+            step = np.eye(size)
+            step[:read, :read] = residual * np.eye(read) + (1 - residual) * one_of(block.attention, False)
+            flow = step @ flow
+        for block in reader.decoder.layers:
+            step = np.eye(size)
+            step[read:, read:] = residual * np.eye(written) + (1 - residual) * one_of(block.attention, True)
+            flow = step @ flow
+            step = np.eye(size)
+            step[read:, read:] = residual * np.eye(written)
+            step[read:, :read] = (1 - residual) * one_of(block.cross, False)
+            flow = step @ flow
+        expected = case.pieces("review")[row].gather(flow[-1, :read])
+        np.testing.assert_allclose(one.parts["review"].values, expected, atol=1e-6)
+        # What remains reaches the tokens written before, through the residual past two cross attentions.
+        assert one.parts["review"].total == pytest.approx(1 - residual**2)
+
+
+def test_what_a_model_of_transformers_writes_is_explained_by_its_own_attention() -> None:
+    """Its attention is a fused kernel, which has no weights to tell, but for as long as it is asked."""
+    pytest.importorskip("transformers")
+    sizes = {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    config = {"model_type": "gpt2", "vocab_size": 300, **sizes}
+    own = speaker("huggingface", config=config, task="causal_lm")
+    case = case_of(own, " the way")
+    model = own.model.encoders["@text"].model
+    fused = model.config._attn_implementation
+    assert AttentionRollout().refusal(case) is None
+    found = AttentionRollout().explain(case)
+    assert model.config._attn_implementation == fused != "eager"
+    model.set_attn_implementation("eager")
+    for step, one in enumerate(found):
+        ids = torch.tensor([[*case.prompt, *case.written[:step]]])
+        with torch.inference_mode():
+            told = model(input_ids=ids, output_attentions=True).attentions
+        flow = torch.eye(ids.shape[1], dtype=torch.float64)
+        for weights in told:
+            flow = 0.5 * (weights[0].mean(0).double() + torch.eye(len(flow))) @ flow
+        expected = case.pieces("text")[step].gather(flow[-1].numpy())
+        np.testing.assert_allclose(one.parts["text"].values, expected, atol=1e-6)
+
+
 def test_nothing_written_is_said() -> None:
     with pytest.raises(DataError, match="writes nothing"):
         case_of(speaker("gpt2"), "")
@@ -105,22 +204,7 @@ def test_tokens_within_a_character_are_spelt_together() -> None:
 
 
 def test_what_was_read_led_to_what_is_written() -> None:
-    rows = pl.DataFrame({"review": ["A good tool", "好的"], "reply": ["好 工具", "good one"]})
-    kinds = {
-        "review": {**WORDPIECE, "vocabulary": 60},
-        "reply": {"type": "text", "tokens": "bpe", "end": True, "vocabulary": 300, "lowercase": False},
-    }
-    model = {
-        "type": "seq2seq",
-        "layers": 1,
-        "hidden_size": 16,
-        "heads": 2,
-        "shared": False,
-        "max_positions": 64,
-    }
-    own = predictor(["review"], "reply", model, kinds=kinds, rows=rows)
-    assert writes(own)
-    case = written_case(own, rows[:1], 0, 5, "好 good", 0)
+    case = pair_case()
     one = explain_written(case, IntegratedGradients(steps=64))
     part = one.parts["review"]
     assert [piece.text for piece in part.pieces if piece.start < piece.end] == ["A", "good", "tool"]
@@ -129,6 +213,5 @@ def test_what_was_read_led_to_what_is_written() -> None:
     assert part.total == pytest.approx(
         one.score - one.baseline, abs=1e-2 * max(1, abs(one.score - one.baseline))
     )
-    assert AttentionRollout().refusal(case) is not None
     without = explain_written(case, Occlusion())
     assert without.parts["review"].values.shape == part.values.shape

@@ -1,6 +1,7 @@
 """Models trained as the artefact was, on halves of some of its training rows: what it takes to know how unusual a row's loss is.
 
-They keep their last weights and no decisions: there are no rows to choose by that would not be missing elsewhere.
+Which weights they keep, and when they end, follows the recipe's own rule by the validation rows that the artefact itself was chosen
+by, none of which is trained on. They get no decisions.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -15,10 +17,14 @@ import polars as pl
 from luban.artefact import finish_model
 from luban.auditing._base import SEED, Case
 from luban.data.contracts import Array
+from luban.data.sampling import Sample
 from luban.errors import DataError
+from luban.evaluation.run import TrainingScorer
+from luban.origin import Unknown
 from luban.predict import Predictor
-from luban.recipe import Recipe, Section
+from luban.recipe import Component, Recipe, Section
 from luban.training import machine
+from luban.training.callbacks._base import Callback
 from luban.training.engine import Engine
 from luban.training.plan import make_plan
 
@@ -34,35 +40,64 @@ def shadows(case: Case, rows: pl.DataFrame, count: int) -> Iterator[tuple[Predic
     recipe = case.resolved
     if recipe is None:
         raise DataError("the artefact's recipe cannot be read, so no model can be trained in its way")
+    validation = _validation(case)
     for number in range(count):
         inside = np.random.default_rng([SEED, 9, number]).random(len(rows)) < 0.5
         case.report("training reference models", number, count)
         with tempfile.TemporaryDirectory(prefix="luban-reference-") as folder:
-            path = Path(folder) / "rows.arrow"
-            rows.filter(pl.Series(inside)).write_ipc(path)
-            yield _trained(recipe, path, number), inside
+            rows.filter(pl.Series(inside)).write_ipc(Path(folder) / "train.arrow")
+            if validation is not None:
+                validation.write_ipc(Path(folder) / "validation.arrow")
+            yield _trained(recipe, Path(folder), number), inside
 
 
-def _trained(recipe: Recipe, path: Path, number: int) -> Predictor:
+def _validation(case: Case) -> pl.DataFrame | None:
+    """Return the rows by which the artefact's weights were chosen, drawn by lot where there are many; None where it had none."""
+    if isinstance(case.origin, Unknown):
+        return None
+    rows = Sample.draw(case.origin.split("validation"), case.limit, seed=SEED).rows
+    return rows if len(rows) else None
+
+
+def _trained(recipe: Recipe, folder: Path, number: int) -> Predictor:
     own = recipe.model_copy(deep=True)
-    own.data.train = Section("sources").parse({"type": "arrow", "path": str(path)})
-    own.data.validation = own.data.test = None
+    own.data.train = _arrow(folder / "train.arrow")
+    validated = (folder / "validation.arrow").exists()
+    own.data.validation = _arrow(folder / "validation.arrow") if validated else None
+    own.data.test = None
     own.data.split = Section("splits").parse({"type": "random", "validation": 0.0, "test": 0.0})
     own.data.max_invalid = 1.0
-    own.train.callbacks, own.train.metric, own.train.keep, own.train.evaluate_every = [], None, "last", None
+    own.train.callbacks = [one for one in recipe.train.callbacks if _changes(one)] if validated else []
+    if not validated:
+        own.train.metric, own.train.keep, own.train.evaluate_every = None, "last", None
     own.train.seed = recipe.train.seed + 1 + number
     plan = make_plan(own)
     engine = Engine(
         plan.step,
         plan.loader,
-        None,
+        plan.validation,
         plan.schedule,
         total_steps=plan.total_steps,
         accumulate=plan.accumulate,
-        keep="last",
+        evaluate_every=plan.recipe.train.evaluate_every,
+        metric=plan.metric,
+        keep=plan.recipe.train.keep,
+        scorer=lambda: TrainingScorer(plan.prepared.pipeline),
+        callbacks=[cast(Callback, one) for one in plan.recipe.train.callbacks],
     )
     with machine.threads(plan.recipe.train.threads or 1):
-        outcome = engine.fit(path.parent / "train", plan.recipe.model_dump())
+        outcome = engine.fit(folder / "train", plan.recipe.model_dump())
     plan.model.load_state_dict(outcome.weights)
     module, _ = finish_model(plan.model, plan.recipe.adapt)
     return Predictor(module.eval(), plan.prepared.pipeline, plan.spec, plan.choice.device)
+
+
+def _arrow(path: Path) -> Component:
+    return Section("sources").parse({"type": "arrow", "path": str(path)})
+
+
+def _changes(callback: Component) -> bool:
+    """Whether a callback may change what is trained: those that only tell somebody of it need not."""
+    own = type(callback)
+    assert issubclass(own, Callback)
+    return own.on_evaluate is not Callback.on_evaluate or own.before_update is not Callback.before_update

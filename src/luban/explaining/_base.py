@@ -219,7 +219,7 @@ class Explainer(Component):
     """Whether the values say what each piece contributed to the score; maps of a layer, or attention, do not."""
 
     of_written: ClassVar[bool] = False
-    """Whether it also explains tokens that a model writes, each as a row (`luban.explaining._written`)."""
+    """Whether it also explains tokens that a model chooses, each as a row (`luban.explaining._tokens`)."""
 
     @abstractmethod
     def refusal(self, case: Case) -> str | None:

@@ -8,6 +8,7 @@ call `Case.scores_of` on rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -30,9 +31,11 @@ from luban.errors import DataError, InputError, did_you_mean
 from luban.explaining._base import Explanation, Part
 from luban.explaining._text import Pieces, pieces_of, strings
 from luban.models._encoders import is_category, is_image, is_sequence
+from luban.models._products import Products
 from luban.predict import Predictor
+from luban.training.machine import Choice, choose_products
 
-__all__ = ["Background", "Case", "form_of"]
+__all__ = ["Background", "Case", "form_of", "quick_products"]
 
 BATCH = 256
 """Rows that a black box reads at a time."""
@@ -82,7 +85,7 @@ class Case:
     """
 
     writes: ClassVar[bool] = False
-    """Whether what is explained are tokens that the model writes."""
+    """Whether what is explained are tokens that the model writes, one after the other."""
 
     predictor: Predictor
     given: pl.DataFrame
@@ -238,6 +241,10 @@ class Case:
                 rows, processor.places(cleaned), cleaned, given, strict=True
             )
         ]
+
+    def framing_ids(self, text: Text) -> list[int]:
+        """Return the tokens that stand in a neutral text too: those that are no text themselves; what is unknown or hidden is."""
+        return sorted(text.special_ids - {text.unk_id, text.mask_id})
 
     def part(self, start: int, stop: int) -> Self:
         """Return a case of some of the rows."""
@@ -406,6 +413,13 @@ class Case:
                 strict=True,
             )
         ]
+
+
+def quick_products(predictor: Predictor) -> AbstractContextManager[object]:
+    """Have matrix products made by whichever library is the quicker one on this machine; measured once, by training or here."""
+    width = max((min(p.shape) for p in predictor.model.parameters() if p.dim() == 2), default=0)
+    products, _ = choose_products("auto", Choice(predictor.device, "fp32", ""), width)
+    return Products() if products == "onednn" else nullcontext()
 
 
 def ragged(batch: Batch, name: str) -> Ragged:

@@ -11,7 +11,6 @@ What of a row a path changes is said by a `Change`; see `luban.explaining._handl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +27,7 @@ from luban.data.store import take_rows
 from luban.explaining._base import Part, Piece
 from luban.explaining._case import Case
 from luban.explaining._handles import Probe, Site, frozen
-from luban.models._products import Products
-from luban.training.machine import Choice, choose_products
+from luban.sentences import say
 
 __all__ = [
     "Found",
@@ -43,9 +41,11 @@ __all__ = [
     "special_ids",
 ]
 
-BUDGET = 2048
-"""Tokens (or what costs about as much) in one batch: enough for a matrix product to be quick, few enough for a cache. With MiniLM on
-a busy Zen 5 core, 32 steps of a short text took 0.27 s with 1,024, 0.26 s with 2,048, 0.32 s with 4,096 and 0.37 s with 8,192."""
+BUDGET = 4096
+"""Tokens (or what costs about as much) in one batch."""
+GRAIN = 128
+"""Batches of texts are filled up to a multiple of so many tokens: oneDNN makes code for each number of rows it meets, which takes
+up to 0.8 ms a product where the product takes 3."""
 GPU_BUDGET = 2**16
 PIXELS = 64
 """Numbers of an image or a vector that cost about as much as a token."""
@@ -79,7 +79,7 @@ class Found:
 def refusal_of(case: Case) -> str | None:
     """Return why gradients cannot reach the inputs of a case; None if they can."""
     if not case.target:
-        return "it needs a score, and the model predicts no column"
+        return say("it needs a score, and the model predicts no column")
     if not len(case):
         return None
     one = case.part(0, min(2, len(case)))
@@ -92,36 +92,30 @@ def refusal_of(case: Case) -> str | None:
 
 
 def costs(encoded: Encoded, n: int) -> npt.NDArray[np.int64]:
-    """Return what each of n rows costs to compute, in tokens, roughly, (n,)."""
-    result = np.ones(n, dtype=np.int64)
+    """Return what each of n rows costs to compute, in tokens, roughly and at least 1, (n,)."""
+    result = np.zeros(n, dtype=np.int64)
     for value in encoded.values():
         result += (
             np.diff(value.offsets) if isinstance(value, Flat) else int(value[0].size if n else 0) // PIXELS
         )
-    return result
+    return result.clip(min=1)
 
 
 def runs(
     cost: npt.NDArray[np.int64], steps: int, budget: int
-) -> Iterator[tuple[npt.NDArray[np.int64], int, int]]:
-    """Cut rows × steps into batches: yield the rows, the first step and the one after the last.
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Cut rows × steps into batches that are as full as they can be: yield the row and the step of each item of a batch, (B,) each.
 
-    Rows of like length come together, so that models that pad waste little. A row whose steps do not fit is split by steps.
+    Rows of like length come together, so that models that pad waste little; the steps of a row may lie in two batches.
     """
-    order = np.argsort(cost, kind="stable")
+    rows = np.repeat(np.argsort(cost, kind="stable"), steps)
+    ends = cost[rows].cumsum()
     start = 0
-    while start < len(order):
-        stop = start
-        while stop < len(order) and cost[order[start : stop + 1]].sum() * steps <= budget:
-            stop += 1
-        if stop > start:
-            yield order[start:stop], 0, steps
-            start = stop
-            continue
-        at_once = max(1, int(budget // cost[order[start]]))
-        for first in range(0, steps, at_once):
-            yield order[start : start + 1], first, min(steps, first + at_once)
-        start += 1
+    while start < len(rows):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + budget, "right")))
+        yield rows[start:stop], np.arange(start, stop) % steps
+        start = stop
 
 
 def attribute(
@@ -149,16 +143,17 @@ def attribute(
         one = case.encoded[name]
         if isinstance(one, Flat):
             values[name] = Flat(np.zeros(len(one.values)), one.offsets)
-    scores, baselines = np.zeros(n), np.zeros(n)
+    baselines = np.zeros(n)
     probe = Probe(case.predictor.model, case.predictor.spec)
     cost = costs(case.encoded, n)
-    all_alphas = torch.as_tensor(alphas, dtype=torch.float32, device=device)
-    all_weights = torch.as_tensor(weights, dtype=torch.float64, device=device)
+    all_alphas, all_weights = np.asarray(alphas, dtype=np.float32), np.asarray(weights, dtype=np.float64)
 
-    def one_pass(rows: npt.NDArray[np.int64], alpha: Tensor) -> tuple[list[Site], list[Tensor], Tensor]:
-        """Read rows as often as there are alphas; step by step, in each step all rows."""
-        index = np.tile(rows, len(alpha))
-        each = alpha.repeat_interleave(len(rows))
+    def one_pass(
+        rows: npt.NDArray[np.int64], alpha: npt.NDArray[np.float32]
+    ) -> tuple[list[Site], list[Tensor], Tensor]:
+        """Read items, each a row at an alpha, (B,) each; what fills the batch up is read too, and not spoken of."""
+        encoded, extra = _filled(take_rows(case.encoded, rows))
+        each = torch.as_tensor(np.append(alpha, np.zeros(extra, np.float32)), device=device)
         deltas: list[Tensor] = []
 
         def change(site: Site) -> Tensor:
@@ -168,14 +163,14 @@ def attribute(
             by = each[site.rows].view(-1, *[1] * (site.actual.dim() - 1))
             return start + by * delta
 
-        batch = to_batch(take_rows(case.encoded, index), case.predictor.spec, device)
+        batch = to_batch(encoded, case.predictor.spec, device)
         with probe.attached(batch, change) as (changed, sites):
-            score = case.score(changed, case.chosen[index])
-        return sites, deltas, score
+            score = case.score(changed, case.chosen[np.append(rows, rows[-1:].repeat(extra))])
+        return sites, deltas, score[: len(rows)]
 
-    with frozen(case.predictor.model), _products(case):
-        for rows, first, last in runs(cost, len(alphas), budget):
-            sites, deltas, score = one_pass(rows, all_alphas[first:last])
+    with frozen(case.predictor.model):
+        for rows, steps in runs(cost, len(alphas), budget):
+            sites, deltas, score = one_pass(rows, all_alphas[steps])
             gradients = torch.autograd.grad(score.sum(), [site.values for site in sites], allow_unused=True)
             for site, delta, gradient in zip(sites, deltas, gradients, strict=True):
                 if gradient is None:  # the score does not depend on it
@@ -183,24 +178,34 @@ def attribute(
                 for name, part in site.collect(gradient * delta).items():
                     if site.form == "image":
                         part = part.sum(1)  # (B, C, H, W): a place's colours together
-                    steps = part.view(last - first, -1, *part.shape[1:])
-                    summed = torch.tensordot(all_weights[first:last], steps.double(), 1).cpu().numpy()
-                    _add(values, name, summed, rows, n)
+                    _add(values, name, part.double().cpu().numpy(), rows, all_weights[steps], n)
         with torch.no_grad():
-            for rows, first, last in runs(cost, 2, 2 * budget):
-                _, _, score = one_pass(rows, torch.tensor([0.0, 1.0], device=device)[first:last])
-                both = score.double().cpu().numpy().reshape(last - first, -1)
-                for step, own in zip(range(first, last), both, strict=True):
-                    (scores if step else baselines)[rows] = own
+            for rows, _ in runs(cost, 1, 2 * budget):
+                _, _, score = one_pass(rows, np.zeros(len(rows), np.float32))
+                baselines[rows] = score.double().cpu().numpy()
+        scores = case.scores_of_encoded(case.encoded, case.chosen)
     return Found(values, scores, baselines)
 
 
-def _products(case: Case) -> AbstractContextManager[Any]:
-    """Have matrix products made by whichever library is the quicker one on this machine; measured once, by training or here."""
-    width = max((min(p.shape) for p in case.predictor.model.parameters() if p.dim() == 2), default=0)
-    choice = Choice(case.predictor.device, "fp32", "")
-    products, _ = choose_products("auto", choice, width)
-    return Products() if products == "onednn" else nullcontext()
+def _filled(encoded: Encoded) -> tuple[Encoded, int]:
+    """Return encoded rows and, where their only field of different lengths is a text that misses a multiple of `GRAIN` tokens, a
+    last row that makes up for it: the beginning of another one again. With it, how many rows were added, 0 or 1."""
+    flat = [name for name, value in encoded.items() if isinstance(value, Flat)]
+    if len(flat) != 1:
+        return encoded, 0
+    (name,) = flat
+    text = encoded[name]
+    assert isinstance(text, Flat)
+    lengths, missing = np.diff(text.offsets), -len(text.values) % GRAIN
+    if len(text.values) < GRAIN or not missing or missing > lengths.max():
+        return encoded, 0
+    longest = int(lengths.argmax())
+    result = take_rows(encoded, np.append(np.arange(len(lengths)), longest))
+    filled = result[name]
+    assert isinstance(filled, Flat)
+    offsets = filled.offsets.copy()
+    offsets[-1] = offsets[-2] + missing
+    return {**result, name: Flat(filled.values[: offsets[-1]], offsets)}, 1
 
 
 def _add(
@@ -208,31 +213,33 @@ def _add(
     name: str,
     part: npt.NDArray[np.float64],
     rows: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float64],
     n: int,
 ) -> None:
-    """Add what some rows got to what all have."""
+    """Add what items, (B,) rows each with a weight, got to what all have; what filled up the batch comes last, and is left out."""
     known = values.get(name)
     if isinstance(known, Flat):
         counts = np.diff(known.offsets)[rows]
         ends = counts.cumsum()
-        places = np.repeat(known.offsets[:-1][rows] - ends + counts, counts) + np.arange(len(part))
-        known.values[places] += part
+        places = np.repeat(known.offsets[:-1][rows] - ends + counts, counts) + np.arange(ends[-1])
+        weighed = part[: ends[-1]] * np.repeat(weights, counts)
+        known.values[:] += np.bincount(places, weighed, len(known.values))
         return
     if known is None:
         known = values[name] = np.zeros((n, *part.shape[1:]))
-    known[rows] += part
+    np.add.at(known, rows, part[: len(rows)] * weights.reshape(-1, *[1] * (part.ndim - 1)))
 
 
 # --- what a person sees -----------------------------------------------------------------------------------
 
 
 def special_ids(case: Case, name: str) -> list[int]:
-    """Return the tokens of a field that stand for no text; what is unknown, and what is hidden, is text."""
+    """Return the tokens of a field that stand in a neutral text too (`Case.framing_ids`)."""
     column = next(column for column, own in case.inputs.items() if name in own)
     processor = case.predictor.pipeline.inputs[column]
     if not isinstance(processor, Text):
         return []
-    return sorted(processor.special_ids - {processor.unk_id, processor.mask_id})
+    return case.framing_ids(processor)
 
 
 def parts_of(case: Case, values: dict[str, npt.NDArray[np.float64] | Flat]) -> list[dict[str, Part]]:

@@ -19,6 +19,7 @@ from luban.errors import InputError, did_you_mean
 from luban.explaining._case import Case
 from luban.explaining._handles import frozen
 from luban.models._network import Network, module_key
+from luban.sentences import say
 
 __all__ = [
     "BATCH",
@@ -73,9 +74,9 @@ def refusal_of(case: Case) -> str | None:
     """Return why a case has no maps; None if it has."""
     columns = images_of(case)
     if not columns:
-        return "it needs an image, and no input is one"
+        return say("it needs an image, and no input is one")
     if len(case) and not any(layers_of(case, column) for column in columns):
-        return "it needs a layer that makes maps of the image, and the model has no convolution"
+        return say("it needs a layer that makes maps of the image, and the model has no convolution")
     return None
 
 

@@ -1,7 +1,8 @@
 """Explanations as people read them: coloured words on a terminal, pictures, and one page that needs no network.
 
 Everything is drawn from the JSON of an explanation. Blue speaks for what is explained, orange against; the two are told apart by
-people who see no red or green.
+people who see no red or green, and without any colour (WCAG 2.2, 1.4.1): what speaks against is underlined on a terminal, has a wavy
+line under it on a page where what speaks for has a straight one, a minus in a matrix, and stripes in a picture.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "AGAINST",
+    "FOR",
     "STYLE",
     "Page",
     "explanation_html",
     "heatmap",
     "part_html",
+    "striped",
     "tables_html",
     "tables_text",
     "terminal",
@@ -36,6 +40,8 @@ SHOWN = 200
 """Rows that the page shows; all are in explanations.jsonl."""
 SIDE = 224
 """Pixels of the longer side of a picture, at least."""
+STRIPE = 4
+"""Pixels of a stripe in a picture."""
 WIDEST = 100
 """Letters of a cell on a terminal."""
 _PICTURES = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
@@ -128,7 +134,8 @@ def _coloured(part: Json) -> str:
         tone = FOR if value > 0 else AGAINST
         # On white paper at full strength the tone itself, at less a tint of it, always under black letters.
         red, green, blue = (round(255 - weight * 0.75 * (255 - c)) for c in tone)
-        result.append(f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m")
+        line = "" if value > 0 else ";4"
+        result.append(f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0{line}m{text}\x1b[0m")
     return "".join(result).replace("\n", " ")
 
 
@@ -190,14 +197,13 @@ def heatmap(part: Json) -> bytes:
     grown = np.asarray(
         Pillow.fromarray(signed.astype(np.float32)).resize(size, Pillow.Resampling.NEAREST), dtype=np.float64
     )
-    weight = np.abs(grown)[..., None] ** 0.7 * 0.85
+    weight = (striped(grown) ** 0.7 * 0.85)[..., None]
     tone = np.where(grown[..., None] > 0, np.asarray(FOR), np.asarray(AGAINST))
     return _png((under * (1 - weight) + tone * weight).round().astype(np.uint8))
 
 
 def mosaic(part: Json) -> bytes:
     """Return a PNG of several maps, side by side, each with its own scale."""
-    from PIL import Image as Pillow
 
     maps = _array(part["values"])  # (N, h, w)
     count, height, width = maps.shape
@@ -206,13 +212,25 @@ def mosaic(part: Json) -> bytes:
     tall, wide = height * by, width * by
     sheet = np.full((-(-count // columns) * (tall + 4), columns * (wide + 4), 3), 128, dtype=np.uint8)
     for i, one in enumerate(maps):
-        signed = np.clip(one / _scale(one), -1, 1)[..., None]
-        tone = np.where(signed > 0, np.asarray(FOR), np.asarray(AGAINST))
-        tinted = (255 * (1 - np.abs(signed)) + tone * np.abs(signed)).round().astype(np.uint8)
-        grown = np.asarray(Pillow.fromarray(tinted).resize((wide, tall), Pillow.Resampling.NEAREST))
+        signed = np.clip(one / _scale(one), -1, 1).repeat(by, 0).repeat(by, 1)
+        tone = np.where(signed[..., None] > 0, np.asarray(FOR), np.asarray(AGAINST))
+        weight = striped(signed)[..., None]
+        grown = (255 * (1 - weight) + tone * weight).round().astype(np.uint8)
         y, x = i // columns * (tall + 4), i % columns * (wide + 4)
         sheet[y : y + tall, x : x + wide] = grown
     return _png(sheet)
+
+
+def striped(signed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return how strongly pixels are tinted, (H, W), from 0 to 1: what is below 0 in stripes from the upper right to the lower left.
+
+    Args:
+        signed: from -1 to 1, (H, W).
+    """
+    y, x = np.indices(signed.shape)
+    between = (signed < 0) & ((x + y) // STRIPE % 2 == 1)
+    found: npt.NDArray[np.float64] = np.abs(signed) * np.where(between, 0.3, 1.0)
+    return found
 
 
 def _array(values: Any) -> npt.NDArray[np.float64]:
@@ -248,13 +266,15 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 STYLE = """
 .ex-text{line-height:1.9;overflow-wrap:anywhere;white-space:pre-wrap}
-.ex-t{border-radius:.2em;padding:.1em 0}
+.ex-t{border-radius:.2em;padding:.1em 0;text-decoration:underline solid 1.5px;text-underline-offset:.25em;text-decoration-skip-ink:none}
+.ex-a{text-decoration-style:wavy}
 .ex-bars{border-collapse:collapse}.ex-bars td{padding:.1rem .5rem;vertical-align:middle}
 .ex-bar{display:inline-block;height:.8em;border-radius:.15em;vertical-align:middle}
 .ex-scroll{overflow-x:auto;max-width:100%}
-.ex-matrix{border-collapse:collapse;font-size:.8rem}.ex-matrix td,.ex-matrix th{padding:.1rem .3rem;font-weight:400;white-space:pre}
+.ex-matrix{border-collapse:collapse;font-size:.8rem}.ex-matrix td,.ex-matrix th{padding:.1rem .3rem;font-weight:400;text-align:center;white-space:pre}
 .ex-pictures img{image-rendering:pixelated;max-width:100%;height:auto;margin:.2rem .6rem .2rem 0;vertical-align:top}
 .ex-note{opacity:.75;font-size:.9rem}
+@media print{.ex-t,.ex-bar,.ex-matrix td{-webkit-print-color-adjust:exact;print-color-adjust:exact}.ex-scroll{overflow:visible}}
 """
 _PAGE = """
 :root{color-scheme:light dark;--ground:#fff;--ink:#1a1d21;--line:#d5d9de}
@@ -414,7 +434,7 @@ def _tokens(part: Json) -> str:
             words.append(html.escape(text))
         else:
             words.append(
-                f'<span class="ex-t" style="background:{_tint(value / scale)}" title="{value:+.4g}">{html.escape(text)}</span>'
+                f'<span class="{_side(value)}" style="background:{_tint(value / scale)};text-decoration-thickness:{0.3 + 1.5 * min(1.0, abs(value / scale)):.1f}px" title="{value:+.4g}">{html.escape(text)}</span>'
             )
     hidden = [
         (piece["text"], value)
@@ -433,7 +453,10 @@ def _matrix(part: Json) -> str:
     head = "".join(f"<th>{html.escape(_line(piece['text']))}</th>" for piece in part["pieces"])
     rows = "".join(
         f"<tr><th>{html.escape(_line(output['text']))}</th>"
-        + "".join(f'<td style="background:{_tint(v / scale)}" title="{v:+.4g}"></td>' for v in line)
+        + "".join(
+            f'<td style="background:{_tint(v / scale)}" title="{v:+.4g}">{_sign(v / scale)}</td>'
+            for v in line
+        )
         + "</tr>\n"
         for output, line in zip(part["outputs"], values.tolist(), strict=True)
     )
@@ -458,6 +481,16 @@ def _bars(parts: Mapping[str, Json]) -> str:
     return f"<div class='ex-scroll'><table class='ex-bars'>{''.join(lines)}</table></div>\n"
 
 
+def _side(value: float) -> str:
+    """Return the classes of a word: those that speak against have another line."""
+    return "ex-t" if value > 0 else "ex-t ex-a"
+
+
+def _sign(strength: float) -> str:
+    """Return what stands in a cell: nothing where its tint can hardly be seen."""
+    return "" if abs(strength) < 0.1 else "+" if strength > 0 else "−"
+
+
 def _tint(strength: float) -> str:
     """Return a colour for -1 ... 1 that lies over a light or a dark ground alike."""
     red, green, blue = FOR if strength > 0 else AGAINST
@@ -465,7 +498,8 @@ def _tint(strength: float) -> str:
 
 
 def _swatch(sign: int) -> str:
-    return f'<span class="ex-t" style="background:{_tint(sign)}">{"blue" if sign > 0 else "orange"}</span>'
+    words = "blue, a straight line" if sign > 0 else "orange, a wavy line or stripes"
+    return f'<span class="{_side(sign)}" style="background:{_tint(sign)}">{words}</span>'
 
 
 def _img(png: bytes, alt: str) -> str:

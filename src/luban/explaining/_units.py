@@ -109,7 +109,7 @@ class Switches:
         what: Callable[[Encoded, npt.NDArray[np.int64]], npt.NDArray[np.float64]],
     ) -> npt.NDArray[np.float64]:
         chosen = int(self.case.chosen[self.row])
-        at_once = max(1, 8 * BUDGET // int(costs(self.base, 1)[0]))
+        at_once = max(1, 4 * BUDGET // int(costs(self.base, 1)[0]))
         parts = [
             what(self.encoded(some), np.full(len(some), chosen))
             for some in np.split(on, range(at_once, len(on), at_once))

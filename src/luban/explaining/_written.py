@@ -1,7 +1,6 @@
 """Texts that a model writes: which tokens of the prompt, or of the text that was read, led to which token.
 
-Each token that was written is a row of a case of its own, whose input is the prompt and what was written before, and whose score is
-the log-probability of the token. Every explainer of texts so explains generation without knowing it.
+Each token that was written is a row of a case of its own, whose input is the prompt and what was written before.
 
 ::
 
@@ -27,11 +26,11 @@ from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.data.store import take_rows
-from luban.errors import DataError, InputError
-from luban.explaining._base import Explainer, Explanation, Part, Piece
-from luban.explaining._case import Case
+from luban.errors import DataError
+from luban.explaining._base import Explainer, Explanation, Piece
 from luban.explaining._quality import measure
 from luban.explaining._text import Pieces, pieces_of, strings
+from luban.explaining._tokens import TokenCase, flat, together
 from luban.generation.engine import generate
 from luban.generation.options import Generation
 from luban.predict import Predictor
@@ -48,7 +47,7 @@ def writes(predictor: Predictor) -> bool:
 
 
 @dataclass
-class WrittenCase(Case):
+class WrittenCase(TokenCase):
     """The tokens that were written for one row, each as a row.
 
     Attributes:
@@ -71,8 +70,8 @@ class WrittenCase(Case):
         steps = range(self.first, self.first + len(self.chosen))
         if self.source is None:
             rows = [[*self.prompt, *self.written[:step]] for step in steps]
-            return {f"{self.target}.ids": _flat(rows)}
-        targets = _flat([self.written[: step + 1] for step in steps])
+            return {f"{self.target}.ids": flat(rows)}
+        targets = flat([self.written[: step + 1] for step in steps])
         return {**take_rows(self.source, np.zeros(len(steps), dtype=np.int64)), self._field: targets}
 
     @property
@@ -82,11 +81,6 @@ class WrittenCase(Case):
         return str(writer.encoder.target)
 
     @property
-    def classes(self) -> list[str]:
-        """Tokens are no classes with names of their own."""
-        return []
-
-    @property
     def text(self) -> Text:
         """The processor of what is written."""
         if self.predictor.writer is not None:
@@ -94,10 +88,9 @@ class WrittenCase(Case):
         assert self.predictor.speaker is not None
         return self.predictor.speaker.text
 
-    @property
-    def labels(self) -> list[str | None]:
-        """The token that each row is about, as text."""
-        return [self.text.decode_ids([int(token)], skip_special=False) for token in self.chosen]
+    def place(self, length: int) -> int:
+        """Return the last place: what comes next is read off there."""
+        return length - 1
 
     def part(self, start: int, stop: int) -> Self:
         """Return a case of some of the rows."""
@@ -125,15 +118,6 @@ class WrittenCase(Case):
             ids = Ragged.from_rows(rows).to(ids.values.device)
         batch = {**batch, name: ids, f"{self.target}.read": ids.offsets[1:] - 1}
         return -self.predictor.model(batch)[f"{self.target}.tokens"].losses(labels)  # type: ignore[no-any-return]
-
-    def chances_of_encoded(self, encoded: Encoded, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return the probability of the token that each row is about, (n,)."""
-        chances: npt.NDArray[np.float64] = np.exp(self.scores_of_encoded(encoded, chosen))
-        return chances
-
-    def probabilities(self) -> list[float | None]:
-        """Return the probability of the token that each row is about."""
-        return [float(one) for one in self.chances_of_encoded(self.encoded, self.chosen)]
 
     def pieces(self, column: str) -> list[Pieces]:
         """Return the tokens of the prompt, and of what was written before each token, as pieces."""
@@ -206,11 +190,6 @@ def spelt(text: Text, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
     return shown[-1], places
 
 
-def _flat(rows: list[list[int]]) -> Flat:
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return Flat(np.asarray([token for row in rows for token in row], dtype=np.int64), offsets)
-
-
 def written_case(
     predictor: Predictor, rows: pl.DataFrame, number: int, max_tokens: int, text: str | None, seed: int
 ) -> WrittenCase:
@@ -281,47 +260,7 @@ def explain_written(case: WrittenCase, explainer: Explainer, *, quality: bool = 
     each = explainer.explain(case)
     if quality:
         measure(case, explainer, each)
-    output = case.spelling
-    columns = list(each[0].parts) if each else []
-    parts: dict[str, Part] = {}
-    for column in columns:
-        pieces = max((one.parts[column].pieces for one in each), key=len)
-        rows = np.zeros((len(each), len(pieces)))
-        for i, one in enumerate(each):
-            own = one.parts[column]
-            if own.kind != "tokens":
-                raise InputError(
-                    f"explainer '{explainer.type}' gives no value a token, so it cannot say which led to which"
-                )
-            rows[i, : len(own.pieces)] = (
-                own.values
-            )  # what was read comes first, and what was written in order
-        parts[column] = Part(
-            column,
-            "matrix",
-            output.gather(rows.T).T,
-            pieces,
-            output.pieces,
-            shown=each[-1].parts[column].shown,
-            of_original=each[-1].parts[column].of_original,
-        )
-    notes = list(dict.fromkeys(note for one in each for note in one.notes))
+    one = together(case, each, case.spelling, case.spelling.shown)
     if case.source is None:
-        notes.append("columns behind the prompt are tokens that were written before")
-    measured = {
-        key: float(np.mean([one.quality[key] for one in each if key in one.quality]))
-        for key in dict.fromkeys(key for one in each for key in one.quality)
-    }
-    bases = [one.baseline for one in each if one.baseline is not None]
-    return Explanation(
-        case.numbers[0],
-        explainer.type,
-        case.target,
-        case.spelling.shown,
-        sum(one.score for one in each),
-        sum(bases) if len(bases) == len(each) else None,
-        None,
-        parts,
-        quality=measured,
-        notes=notes,
-    )
+        one.notes.append("columns behind the prompt are tokens that were written before")
+    return one

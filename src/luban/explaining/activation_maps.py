@@ -16,6 +16,7 @@ from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case
 from luban.explaining._maps import BATCH, images_of, layers_of, module_of, refusal_of, tapped
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["ActivationMaps"]
 
@@ -30,7 +31,7 @@ class ActivationMaps(Explainer):
     """
 
     paper: ClassVar[str] = "Zeiler and Fergus, 2014, 'Visualizing and Understanding Convolutional Networks'"
-    limits: ClassVar[str] = "they show what a layer answers, not whether the prediction depends on it"
+    limits: ClassVar[str] = say("they show what a layer answers, not whether the prediction depends on it")
     attributes: ClassVar[bool] = False
 
     layer: str | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,22 +20,32 @@ from luban.data.store import take_rows
 from luban.explaining._base import Explainer, Explanation
 from luban.explaining._case import Case
 from luban.explaining._gradients import costs, parts_of, runs
+from luban.explaining._tokens import TokenCase
 from luban.models._attention import Plan
 from luban.models._core import Attention, Block, Core
 from luban.models._language import LanguageEncoder
+from luban.models.huggingface import ForeignEncoder
+from luban.models.seq2seq import Seq2SeqEncoder
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["AttentionRollout"]
 
 BUDGET = 2048
 
+Weights = Callable[[slice, int], Sequence[Tensor]]
+"""Given where a row lies in the flat sequence, and its number in the batch: the attention of each layer, (heads, L, L) each."""
+
 
 @register("explainers")
 class AttentionRollout(Explainer):
-    """The product over layers of ``(1 - r) · attention + r · identity``, read off where the model pools its states.
+    """The product over layers of ``(1 - r) · attention + r · identity``, read off where the model pools its states, or at the token
+    that is asked about.
 
-    Attention is computed again from the queries and keys of each layer. For Luban's own Transformers, over texts and patches of
-    images; of a causal one nobody looks ahead.
+    Luban's own Transformers, over texts and patches of images, compute attention again from the queries and keys of each layer;
+    those of type `huggingface` tell theirs (`output_attentions`). Of an encoder with a decoder both are one graph: a state of the
+    decoder takes part ``r`` of itself past each attention, be it to its own text or to the encoder's, whose rollout goes on from
+    there. What does not reach the text that was read then reaches what was written before.
 
     Example:
         >>> AttentionRollout(heads="max").residual
@@ -42,7 +53,7 @@ class AttentionRollout(Explainer):
     """
 
     paper: ClassVar[str] = "Abnar and Zuidema, 2020, 'Quantifying Attention Flow in Transformers'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "it shows where information could flow, for every class alike, and cannot tell what speaks for a class from what speaks against it"
     )
     of_written: ClassVar[bool] = True
@@ -54,12 +65,13 @@ class AttentionRollout(Explainer):
     """Part of a state that goes on past the attention."""
 
     def refusal(self, case: Case) -> str | None:
-        if not _readers(case.predictor.model):
-            return "it needs the attention of a Transformer of Luban's own"
-        if case.predictor.writer is not None and case.writes:
-            return (
-                "the model reads one text and writes another, and attention between the two is not followed"
-            )
+        readers = _readers(case.predictor.model)
+        if not readers:
+            return say("it needs the attention of a Transformer, of Luban's own or of type huggingface")
+        silent = [one for one in readers if isinstance(one, ForeignEncoder) and not _tells(one)]
+        if silent:
+            kind = getattr(silent[0].model.config, "model_type", "unknown")
+            return f"transformers gives no attention of each token to each for the architecture '{kind}'"
         return None
 
     def explain(self, case: Case) -> list[Explanation]:
@@ -71,17 +83,21 @@ class AttentionRollout(Explainer):
         scores = np.zeros(len(case))
         read: set[str] = set()
         with torch.inference_mode():
-            for rows, _, _ in runs(costs(case.encoded, len(case)), 1, BUDGET):
+            for rows, _ in runs(costs(case.encoded, len(case)), 1, BUDGET):
                 batch = to_batch(take_rows(case.encoded, rows), case.predictor.spec, case.predictor.device)
                 for reader in _readers(case.predictor.model):
-                    names = _names(reader)
-                    read |= {*names}
-                    with _whole(reader), _queries(reader) as seen:
+                    read |= {*_names(reader)}
+                    # What is written is read off the decoder; anything else off the encoder, as of any model.
+                    pair = reader if case.writes and isinstance(reader, Seq2SeqEncoder) else None
+                    with _whole(reader), _watched(reader) as seen, _decoder(pair) as decoded:
                         if case.target:
                             scores[rows] = case.score(batch, case.chosen[rows]).double().cpu().numpy()
                         else:
                             case.predictor.model(batch)
-                    self._add(values, case, batch, rows, reader, seen)
+                    reach = partial(self._reached, case, reader, seen)
+                    if pair is not None:
+                        reach = partial(self._written, pair, batch, seen, decoded)
+                    self._add(values, case, batch, rows, reader, reach)
         kept = {name: value for name, value in values.items() if name in read}
         return case.explanations(self.type, scores.tolist(), parts_of(case, kept))
 
@@ -92,21 +108,17 @@ class AttentionRollout(Explainer):
         batch: Batch,
         rows: npt.NDArray[np.int64],
         reader: nn.Module,
-        seen: list[tuple[Tensor, Tensor]],
+        reach: Callable[[slice, int], Tensor],
     ) -> None:
         """Add what some rows came to."""
         names = _names(reader)
         places, lengths = _places(reader, batch)
         ends = np.cumsum(lengths)
-        # A token that is written is read off the last one before it.
-        pool = "last" if case.writes else str(getattr(reader, "pool", "mean"))
         for i, (row, end, length) in enumerate(zip(rows, ends, lengths, strict=True)):
             if not length:
                 continue
             span = slice(int(end - length), int(end))
-            flow = self._flow([(q[span], k[span]) for q, k in seen], _core(reader).shape.causal)
-            reach = flow[0] if pool in ("first", "pooler") else flow[-1] if pool == "last" else flow.mean(0)
-            numbers = reach.double().cpu().numpy()
+            numbers = reach(span, i).double().cpu().numpy()
             if places is None:  # patches of an image
                 values[names[0]] = self._picture(
                     values.get(names[0]), case, reader, names[0], int(row), numbers
@@ -124,20 +136,58 @@ class AttentionRollout(Explainer):
                 np.add.at(flat.values, own[inside] - first - start + flat.offsets[row], numbers[inside])
                 first += len(ragged.values)
 
-    def _flow(self, layers: list[tuple[Tensor, Tensor]], causal: bool) -> Tensor:
-        """Return how far each place of a row is reached from each, (L, L), of the queries and keys of all layers."""
-        length = len(layers[0][0])
-        identity = torch.eye(length, dtype=torch.float64)
-        flow = identity
-        for q, k in layers:
-            weights = attention(q, k, causal).double().cpu()
-            if self.heads == "mean":
-                one = weights.mean(0)
-            else:
-                one = weights.amax(0) if self.heads == "max" else weights.amin(0)
-                one = one / one.sum(1, keepdim=True).clamp(min=1e-12)
-            flow = ((1 - self.residual) * one + self.residual * identity) @ flow
+    def _reached(self, case: Case, reader: nn.Module, weights: Weights, span: slice, row: int) -> Tensor:
+        """Return how far each place of a row is reached from where its answer is read, (L,)."""
+        flow = self._flow(weights(span, row))
+        if isinstance(case, TokenCase):
+            return flow[case.place(len(flow))]
+        pool = str(getattr(reader, "pool", "mean"))
+        return flow[0] if pool in ("first", "pooler") else flow[-1] if pool == "last" else flow.mean(0)
+
+    def _written(
+        self,
+        reader: Seq2SeqEncoder,
+        batch: Batch,
+        weights: Weights,
+        decoded: tuple[Weights, Callable[[slice, slice], Sequence[Tensor]]],
+        span: slice,
+        row: int,
+    ) -> Tensor:
+        """Return how far each place of the text that was read is reached from the last token of the one that is written, (S,)."""
+        target = batch[reader.target]
+        assert isinstance(target, Ragged)
+        asking = slice(int(target.offsets[row]), int(target.offsets[row + 1]))
+        length, first = asking.stop - asking.start, self._flow(weights(span, row))
+        own = torch.eye(length, dtype=torch.float64)  # from each place of the decoder to each of its own, and
+        other = torch.zeros(length, len(first), dtype=torch.float64)  # to each of the text that was read
+        for inner, cross in zip(decoded[0](asking, row), decoded[1](asking, span), strict=True):
+            step = self._layer(inner)
+            own, other = step @ own, step @ other
+            own = self.residual * own
+            other = self.residual * other + (1 - self.residual) * self._one(cross) @ first
+        return other[-1]
+
+    def _flow(self, layers: Iterable[Tensor]) -> Tensor:
+        """Return how far each place of a row is reached from each, (L, L), of the attention of all layers."""
+        flow: Tensor | None = None
+        for weights in layers:
+            step = self._layer(weights)
+            flow = step if flow is None else step @ flow
+        assert flow is not None, "a Transformer has a layer"
         return flow
+
+    def _layer(self, weights: Tensor) -> Tensor:
+        """Return what a layer passes on to each place, (L, L), of its attention, (heads, L, L)."""
+        one = self._one(weights)
+        return (1 - self.residual) * one + self.residual * torch.eye(len(one), dtype=torch.float64)
+
+    def _one(self, weights: Tensor) -> Tensor:
+        """Return the attention of a layer's heads as one, (Q, K), whose rows add up to 1."""
+        weights = weights.double().cpu()
+        if self.heads == "mean":
+            return weights.mean(0)
+        one = weights.amax(0) if self.heads == "max" else weights.amin(0)
+        return one / one.sum(1, keepdim=True).clamp(min=1e-12)
 
     def _picture(
         self,
@@ -160,7 +210,7 @@ class AttentionRollout(Explainer):
 
 
 def attention(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """Return the weights of attention of a row, (heads, L, L), of its queries (L, heads, d) and keys (L, key heads, d)."""
+    """Return the weights of attention of a row, (heads, Q, K), of its queries (Q, heads, d) and keys (K, key heads, d)."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = torch.einsum("ihd,jhd->hij", q.float(), k.float()) / q.shape[2] ** 0.5
     if causal:
@@ -178,7 +228,21 @@ def _core(reader: nn.Module) -> Core:
 
 def _readers(model: nn.Module) -> list[nn.Module]:
     """Return the encoders that hold a Transformer."""
-    return [module for module in model.modules() if isinstance(getattr(module, "core", None), Core)]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, ForeignEncoder) or isinstance(getattr(module, "core", None), Core)
+    ]
+
+
+def _tells(reader: ForeignEncoder) -> bool:
+    """Whether an encoder tells the attention of each token to each."""
+    ids = torch.full((1, 4), reader.padding, device=next(reader.parameters()).device)
+    with torch.inference_mode(), _in_steps(reader.model):
+        output = reader.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True)
+    found = getattr(output, "attentions", None) or ()
+    # Others (of a window, of a state) have another form, which the rows of a batch could not be cut from.
+    return len(found) > 0 and all(one.dim() == 4 and one.shape[2:] == (4, 4) for one in found)
 
 
 def _names(reader: nn.Module) -> list[str]:
@@ -222,9 +286,77 @@ def _whole(reader: nn.Module) -> Iterator[None]:
         reader.keep_states = before
 
 
+def _watched(reader: nn.Module) -> AbstractContextManager[Weights]:
+    """Note the attention of each layer of a row to itself, within the block."""
+    return _told(reader) if isinstance(reader, ForeignEncoder) else _computed(_core(reader))
+
+
 @contextmanager
-def _queries(reader: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Note the queries and keys of each layer's attention of a row to itself, in the order of the batch."""
+def _computed(core: Core) -> Iterator[Weights]:
+    """Note the queries and keys of each layer of a Transformer of ours."""
+    blocks = [block for block in core.layers if isinstance(block, Block)]
+    with _queries([block.attention for block in blocks]) as seen:
+        yield lambda span, row: [attention(q[span], k[span], core.shape.causal) for q, k in seen]
+
+
+@contextmanager
+def _told(reader: ForeignEncoder) -> Iterator[Weights]:
+    """Have a model of transformers tell its attention, (B, heads, L, L) of each layer."""
+    seen: list[Tensor] = []
+
+    def ask(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return args, {**options, "output_attentions": True}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen[:] = getattr(output, "attentions", None) or ()
+
+    def weights(span: slice, row: int) -> list[Tensor]:
+        length = span.stop - span.start
+        return [each[row, ..., :length, :length] for each in seen]
+
+    handles = [
+        reader.model.register_forward_pre_hook(ask, with_kwargs=True),
+        reader.model.register_forward_hook(keep),
+    ]
+    try:
+        with _in_steps(reader.model):
+            yield weights
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _in_steps(model: Any) -> Iterator[None]:
+    """Have a model of transformers compute attention step by step, within the block: a fused kernel has no weights to tell."""
+    before = model.config._attn_implementation
+    if before == "eager":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def _decoder(
+    reader: Seq2SeqEncoder | None,
+) -> Iterator[tuple[Weights, Callable[[slice, slice], Sequence[Tensor]]]]:
+    """Note the attention of a decoder's layers to its own text, and to the one that the encoder read; of no reader, nothing."""
+    blocks = [] if reader is None else [block for block in reader.decoder.layers if isinstance(block, Block)]
+    crossing = [block.cross for block in blocks if block.cross is not None]
+    with _queries([block.attention for block in blocks]) as inner, _queries(crossing) as outer:
+        yield (
+            lambda span, row: [attention(q[span], k[span], True) for q, k in inner],
+            lambda asking, asked: [attention(q[asking], k[asked], False) for q, k in outer],
+        )
+
+
+@contextmanager
+def _queries(attentions: Sequence[Attention]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Note the queries and keys of some layers, in the order of the batch."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -232,8 +364,6 @@ def _queries(reader: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         assert isinstance(how, Plan)
         seen.append((how.leave(q), how.leave(k)))
 
-    blocks = [block for block in _core(reader).layers if isinstance(block, Block)]
-    attentions: list[Attention] = [block.attention for block in blocks]
     handles = [one.register_forward_pre_hook(hook) for one in attentions]
     try:
         yield seen

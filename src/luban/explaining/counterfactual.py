@@ -24,6 +24,7 @@ from luban.explaining._case import Case, require_rows
 from luban.explaining._rows import outputs_of, shown
 from luban.explaining._text import _WORD, moved, strings
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Counterfactual"]
 
@@ -55,7 +56,7 @@ class Counterfactual(Explainer):
     """
 
     paper: ClassVar = "Wachter, Mittelstadt and Russell, 2017; for texts Ebrahimi et al., 2018 (HotFlip) and Jin et al., 2020 (deletion first)"
-    limits: ClassVar = (
+    limits: ClassVar = say(
         "the search is greedy, so a smaller change may exist, and the changed row may be an unlikely one; it tells what would move the model, "
         "not what would move the world, nor whether a person could change it"
     )
@@ -74,9 +75,9 @@ class Counterfactual(Explainer):
     def refusal(self, case: Case) -> str | None:
         """It needs a decision, and something to change."""
         if not case.target:
-            return "it needs a target that is a column"
+            return say("it needs a target that is a column")
         if not case.classes:
-            return "it needs a decision between classes, and this target is a number"
+            return say("it needs a decision between classes, and this target is a number")
         return None if self._free(case) else "it changes cells and words, not pictures or vectors"
 
     def explain(self, case: Case) -> list[Explanation]:

@@ -18,6 +18,7 @@ from luban.explaining._base import Explainer, Survey
 from luban.explaining._case import Case
 from luban.explaining._rows import batch_of, mixed, outputs_of, sample, step_of
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Embeddings", "features_of", "nearest"]
 
@@ -42,7 +43,9 @@ class Embeddings(Explainer):
     """
 
     paper: ClassVar = "Pearson, 1901 (PCA); van der Maaten and Hinton, 2008 (t-SNE)"
-    limits: ClassVar = "a map of two dimensions cannot keep all distances: in t-SNE the sizes of clusters and the gaps between them mean nothing"
+    limits: ClassVar = say(
+        "a map of two dimensions cannot keep all distances: in t-SNE the sizes of clusters and the gaps between them mean nothing"
+    )
     scope: ClassVar[Literal["row", "set"]] = "set"
 
     file: str | None = None
@@ -61,7 +64,7 @@ class Embeddings(Explainer):
     def refusal(self, case: Case) -> str | None:
         """It fits whatever makes one vector a row."""
         if not case.target and case.predictor.pipeline.written:
-            return "it needs a model that makes one vector a row, and this one writes texts"
+            return say("it needs a model that makes one vector a row, and this one writes texts")
         return None
 
     def into(self, folder: Path) -> Self:

@@ -11,6 +11,7 @@ from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case
 from luban.explaining._maps import images_of, layers_of, module_of, refusal_of, resized, with_gradients
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["CamExplainer", "GradCam"]
 
@@ -64,7 +65,7 @@ class GradCam(CamExplainer):
     """
 
     paper: ClassVar[str] = "Selvaraju et al., 2017, 'Grad-CAM: Visual Explanations from Deep Networks'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "it is as coarse as the layer's maps, and says where the model looked, not what it saw there"
     )
 

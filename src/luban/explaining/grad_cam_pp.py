@@ -8,6 +8,7 @@ from torch import Tensor
 
 from luban.explaining.grad_cam import CamExplainer
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["GradCamPP"]
 
@@ -23,7 +24,7 @@ class GradCamPP(CamExplainer):
     """
 
     paper: ClassVar[str] = "Chattopadhay et al., 2018, 'Grad-CAM++'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "it is as coarse as the layer's maps, and its weights hold for piecewise linear models alone, nearly"
     )
 

@@ -12,6 +12,7 @@ from luban.explaining._case import Case
 from luban.explaining._gradients import attribute, parts_of, refusal_of
 from luban.explaining._handles import Site
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["GradientXInput"]
 
@@ -26,7 +27,7 @@ class GradientXInput(Explainer):
     """
 
     paper: ClassVar[str] = "Shrikumar, Greenside, Shcherbina and Kundaje, 2016, 'Not Just a Black Box'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "it sees the slope at the row alone, so what has saturated seems unimportant, and values need not add up to the score"
     )
     of_written: ClassVar[bool] = True

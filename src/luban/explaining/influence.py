@@ -25,6 +25,7 @@ from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case, require_rows
 from luban.explaining._rows import batch_of, mixed, shown, step_of, with_truth
 from luban.registry import register
+from luban.sentences import say
 from luban.training.checkpoint import join
 
 __all__ = ["Influence"]
@@ -48,7 +49,7 @@ class Influence(Explainer):
     """
 
     paper: ClassVar = "Pruthi et al., 2020 (TracIn, last layer); Barshan et al., 2020 (why to normalise)"
-    limits: ClassVar = (
+    limits: ClassVar = say(
         "it looks at the head's gradient at the weights that were kept, not at the whole way that training went; "
         "with cosine off, rows that the model is far off on stand on top for every prediction"
     )
@@ -74,7 +75,7 @@ class Influence(Explainer):
     def refusal(self, case: Case) -> str | None:
         """It needs a target that a linear head reads off the features."""
         if not case.target:
-            return "it needs a target that is a column"
+            return say("it needs a target that is a column")
         return (
             None
             if _head_of(case) is not None

@@ -16,6 +16,7 @@ from luban.explaining._case import Case
 from luban.explaining._gradients import attribute, parts_of, refusal_of, special_ids
 from luban.explaining._handles import Site
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["IntegratedGradients", "rule_of"]
 
@@ -35,7 +36,7 @@ class IntegratedGradients(Explainer):
     """
 
     paper: ClassVar[str] = "Sundararajan, Taly and Yan, 2017, 'Axiomatic Attribution for Deep Networks'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "values depend on the neutral input they are compared with, and tokens that act only together share in a way no data supports"
     )
     of_written: ClassVar[bool] = True

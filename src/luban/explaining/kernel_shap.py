@@ -11,6 +11,7 @@ from luban.explaining._case import Case
 from luban.explaining._surrogates import captum, explain_by
 from luban.explaining._units import Replace, Segments, Switches
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["KernelShap"]
 
@@ -26,7 +27,7 @@ class KernelShap(Explainer):
     """
 
     paper: ClassVar[str] = "Lundberg and Lee, 2017, 'A Unified Approach to Interpreting Model Predictions'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "values are estimated from drawn samples, and parts that go together in the data are switched off apart"
     )
     of_written: ClassVar[bool] = True

@@ -12,6 +12,7 @@ from luban.explaining._case import Case
 from luban.explaining._surrogates import captum, explain_by
 from luban.explaining._units import Replace, Segments, Switches
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Lime"]
 
@@ -26,7 +27,7 @@ class Lime(Explainer):
     """
 
     paper: ClassVar[str] = "Ribeiro, Singh and Guestrin, 2016, 'Why Should I Trust You?'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "samples are drawn, so another seed gives somewhat other values, and a straight line is fitted where the model may bend"
     )
     of_written: ClassVar[bool] = True

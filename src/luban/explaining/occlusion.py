@@ -16,6 +16,7 @@ from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case
 from luban.explaining._units import Replace, Switches
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Occlusion"]
 
@@ -35,7 +36,7 @@ class Occlusion(Explainer):
     """
 
     paper: ClassVar[str] = "Zeiler and Fergus, 2014, 'Visualizing and Understanding Convolutional Networks'"
-    limits: ClassVar[str] = (
+    limits: ClassVar[str] = say(
         "what two words say twice seems unimportant, since either alone is enough; and a row with a hole is one that the model was never trained on"
     )
     of_written: ClassVar[bool] = True

@@ -17,6 +17,7 @@ from luban.explaining._base import Explainer, Survey
 from luban.explaining._case import Case
 from luban.explaining._rows import Index, column_of, outputs_of, sample
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["PartialDependence"]
 
@@ -39,7 +40,7 @@ class PartialDependence(Explainer):
     """
 
     paper: ClassVar = "Friedman, 2001 (PDP); Goldstein et al., 2015 (ICE); Apley and Zhu, 2020 (ALE); Greenwell, Boehmke and McCarthy, 2018 (strength)"
-    limits: ClassVar = (
+    limits: ClassVar = say(
         "where columns go together, PDP and ICE ask the model about rows that do not exist (ALE does not), "
         "and a mean hides effects that are opposite in different rows"
     )
@@ -61,7 +62,7 @@ class PartialDependence(Explainer):
     def refusal(self, case: Case) -> str | None:
         """It needs a target and a column that can move."""
         if not case.target:
-            return "it needs a target that is a column"
+            return say("it needs a target that is a column")
         return None if _movable(case) else "it needs a number, a category, a flag or a date among the inputs"
 
     def survey(self, case: Case) -> Survey:

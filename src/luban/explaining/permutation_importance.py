@@ -19,6 +19,7 @@ from luban.explaining._base import Explainer, Survey
 from luban.explaining._case import Case
 from luban.explaining._rows import outputs_of, sample, with_truth
 from luban.registry import register
+from luban.sentences import say
 from luban.training.engine import is_loss
 
 __all__ = ["PermutationImportance"]
@@ -39,7 +40,7 @@ class PermutationImportance(Explainer):
     """
 
     paper: ClassVar = "Breiman, 2001; Fisher, Rudin and Dominici, 2019 (model reliance)"
-    limits: ClassVar = (
+    limits: ClassVar = say(
         "of columns that say the same each may seem to matter little, since the other one stands in for it; "
         "it tells what this model uses, not what the truth depends on"
     )

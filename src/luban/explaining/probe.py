@@ -20,6 +20,7 @@ from luban.explaining._layers import states_of
 from luban.explaining._rows import sample, some_rows
 from luban.models._network import Network
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Probe"]
 
@@ -42,7 +43,7 @@ class Probe(Explainer):
     """
 
     paper: ClassVar = "Alain and Bengio, 2016; Hewitt and Liang, 2019 (what a probe does not show)"
-    limits: ClassVar = (
+    limits: ClassVar = say(
         "that something can be read off a layer does not mean that the model uses it; "
         "and wide layers are easier to read than narrow ones"
     )
@@ -62,9 +63,9 @@ class Probe(Explainer):
     def refusal(self, case: Case) -> str | None:
         """It needs layers that it can watch."""
         if not isinstance(case.predictor.model, Network):
-            return "it watches the layers of Luban's own networks, and this model is another"
+            return say("it watches the layers of Luban's own networks, and this model is another")
         if not case.target and self.column is None:
-            return "it needs a target, or option column"
+            return say("it needs a target, or option column")
         return None
 
     def survey(self, case: Case) -> Survey:

@@ -16,6 +16,7 @@ from luban.explaining._base import Explainer, Explanation, Part
 from luban.explaining._case import Case, require_rows
 from luban.explaining._rows import Index, background, joined, outputs_of, shown
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Shapley", "shapley_values"]
 
@@ -40,7 +41,7 @@ class Shapley(Explainer):
     paper: ClassVar = (
         "Shapley, 1953; Štrumbelj and Kononenko, 2014; Lundberg and Lee, 2017 (interventional values)"
     )
-    limits: ClassVar = (
+    limits: ClassVar = say(
         "columns that go together are torn apart, so the model is asked about rows that may not exist; "
         "and another background gives other values"
     )
@@ -56,9 +57,9 @@ class Shapley(Explainer):
     def refusal(self, case: Case) -> str | None:
         """It needs a target, and something to share."""
         if not case.target:
-            return "it needs a target that is a column"
+            return say("it needs a target that is a column")
         if len(case.inputs) < 2:
-            return "it shares a score among columns, and the model reads a single one"
+            return say("it shares a score among columns, and the model reads a single one")
         return None
 
     def explain(self, case: Case) -> list[Explanation]:

@@ -19,6 +19,7 @@ from luban.explaining._case import Case
 from luban.explaining._readable import Feature, Readable, readable_columns
 from luban.explaining._rows import outputs_of, sample
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Surrogate"]
 
@@ -39,7 +40,7 @@ class Surrogate(Explainer):
     """
 
     paper: ClassVar = "Craven and Shavlik, 1996 (trees extracted from networks); Breiman et al., 1984 (CART)"
-    limits: ClassVar = (
+    limits: ClassVar = say(
         "it explains the model only as far as it agrees with it (see fidelity), and only on rows like these"
     )
     scope: ClassVar[Literal["row", "set"]] = "set"
@@ -64,9 +65,9 @@ class Surrogate(Explainer):
     def refusal(self, case: Case) -> str | None:
         """It needs columns that people can read, and a class or a number."""
         if not case.target:
-            return "it needs a target that is a column"
+            return say("it needs a target that is a column")
         if case.processor.task == "multilabel":
-            return "it imitates one class or one number a row, and this target is a set"
+            return say("it imitates one class or one number a row, and this target is a set")
         return None if readable_columns(case) else "it needs a table or a text"
 
     def survey(self, case: Case) -> Survey:
