@@ -75,7 +75,7 @@ def _loaded_by(statement: str, modules: tuple[str, ...]) -> list[str]:
 
 
 LAYERS = (
-    ("_version", "errors", "imports"),
+    ("_version", "errors", "imports", "sentences"),
     ("files", "gates", "tensors", "registry", "datasets"),
     ("native",),
     ("recipe",),

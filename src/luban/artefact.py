@@ -35,6 +35,7 @@ from luban.decisions._base import Decision
 from luban.errors import ArtefactError, MissingError, RecipeError
 from luban.models._base import Model
 from luban.recipe import Component, Section, read_yaml
+from luban.sentences import kept, revived
 from luban.tensors import write_tensors
 
 __all__ = [
@@ -164,7 +165,7 @@ class Artefact:
             raise ArtefactError(
                 f"'{path}' is damaged: its preprocessing cannot be read ({_brief(error)})"
             ) from None
-        metrics, lineage = _read_json(folder, "metrics.json"), _read_json(folder, "lineage.json")
+        metrics, lineage = (revived(_read_json(folder, name)) for name in ("metrics.json", "lineage.json"))
         for name, part in [("metrics.json", metrics.get("metrics", {}))] + [
             ("lineage.json", lineage.get(key, {})) for key in ("data", "rows", "split", "cost")
         ]:
@@ -315,7 +316,8 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON as people and diffs like it."""
+    """Write JSON as people and diffs like it; of sentences also how they were made (`luban.sentences.kept`)."""
+    data = kept(data) if isinstance(data, dict) else data
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 

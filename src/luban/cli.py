@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from luban._version import __version__
 from luban.errors import InputError, LubanError
 from luban.files import finite
 from luban.imports import own_process, uncollected
+from luban.sentences import kept
 
 if TYPE_CHECKING:
     from luban.console import Console
@@ -120,6 +122,7 @@ def check(
 ) -> None:
     """Resolve a recipe, try the worst batch, estimate time and memory; writes nothing."""
     with uncollected():
+        from luban.console import duration
         from luban.verbs.check import check as verb
 
     console = _console()
@@ -148,7 +151,7 @@ def check(
         f"worst batch: {worst['rows']:,} rows{tokens}: fits; {result['peak_memory_mb']:,.0f} MB so far"
     )
     console.say(
-        f"time: {result['updates']:,} updates of {result['seconds_per_update'] * 1000:.1f} ms, about {_duration(result['seconds'])} in all"
+        f"time: {result['updates']:,} updates of {result['seconds_per_update'] * 1000:.1f} ms, about {duration(result['seconds'])} in all"
     )
     if find_lr:
         console.say(
@@ -168,6 +171,7 @@ def train(
     report: Annotated[
         str | None, typer.Option(help="A file for the page of 'luban report', written when all is done.")
     ] = None,
+    lang: Lang = "en",
     as_json: Json = False,
 ) -> None:
     """Train what a recipe describes; go on where an interrupted run stopped."""
@@ -183,19 +187,23 @@ def train(
             resume=not fresh,
             force=force,
             report=report,
+            lang=lang,
             console=console,
         )
     except KeyboardInterrupt as error:
         from luban.training.engine import Interrupted
 
         if isinstance(error, Interrupted):
-            again = " ".join(
+            again = shlex.join(
                 [
-                    "luban train",
+                    "luban",
+                    "train",
                     recipe,
                     *(overrides or []),
                     *(["-o", output] if output else []),
                     *(["--force"] if force else []),
+                    *(["--report", report] if report else []),
+                    *(["--lang", lang] if lang != "en" else []),
                 ]
             )
             console.say(f"stopped; a checkpoint is saved. Go on with: {again}")
@@ -448,14 +456,16 @@ def audit(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Do anew what an interrupted audit has done.")
     ] = False,
+    lang: Annotated[str, typer.Option(help="Language of what is found: en or zh.")] = "en",
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Look for faults: unfairness, brittleness, leaks, wrong labels, drift, false confidence."""
     with uncollected():
+        from luban.reporting._words import Words
         from luban.verbs.audit import audit as verb
 
-    console = _console()
+    console, words = _console(), Words(lang)
     result = verb(
         artefact,
         data,
@@ -472,19 +482,19 @@ def audit(
         console=console,
     )
     if as_json:
-        _json(finite(result))
+        _json(finite(kept(result)))
     else:
         for one in result["audits"].values():
             for note in one["notes"]:
-                console.say(f"{one['audit']}: {note}")
+                console.say(f"{one['audit']}: {words.sentence(note)}")
         for name, reason in result["left_out"].items():
-            console.say(f"left out: {name}: {reason}")
+            console.say(f"left out: {name}: {words.sentence(reason)}")
         for finding in result["findings"]:
-            _out(f"{finding['severity']:<7} {finding['audit']}: {finding['sentence']}")
-            console.say(f"        {finding['advice']}")
+            _out(f"{finding['severity']:<7} {finding['audit']}: {words.sentence(finding['sentence'])}")
+            console.say(f"        {words.sentence(finding['advice'])}")
         if not result["findings"]:
             _out(f"nothing found by {', '.join(result['audits'])}")
-        _show_gates(result["gates"])
+        _show_gates([{**gate, "why": words.sentence(gate["why"])} for gate in result["gates"]])
         if output is not None:
             console.say(f"all figures and tables: {output}")
     if not result["passed"]:
@@ -516,7 +526,9 @@ def explain(
     ] = None,
     target_text: Annotated[
         str | None,
-        typer.Option(help="For a model that writes: the text to explain, instead of what it writes."),
+        typer.Option(
+            help="For a model that writes: the text to explain, instead of what it writes; for a masked one: the hidden words."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="For a model that writes: tokens, at most.")] = 20,
     quality: Annotated[
@@ -588,6 +600,10 @@ def compare(
     ] = None,
     lang: Lang = "en",
     format: PageFormat = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Whether simple models are trained for the page."),
+    ] = True,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -595,13 +611,23 @@ def compare(
     from luban.verbs.compare import compare as verb
 
     console = _console()
-    result = verb(a, b, data, output=output, lang=lang, format=format, device=device, console=console)
+    result = verb(
+        a,
+        b,
+        data,
+        output=output,
+        lang=lang,
+        format=format,
+        baselines=baselines,
+        device=device,
+        console=console,
+    )
     if output is not None:
         console.say(f"page: {output}")
     if as_json:
         _json(finite(result))
         return
-    for key in ("model", "parameters", "megabytes", "train_seconds", "rows_per_second"):
+    for key in ("model", "parameters", "megabytes", "train_seconds", "rows_per_second", "tokens_per_second"):
         left, right = (result[side].get(key) for side in ("a", "b"))
         if left is not None:
             _out(f"{key:<28} {left!s:>14} {right!s:>14}")
@@ -795,12 +821,6 @@ def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | No
 def _show_gates(gates: list[dict[str, Any]]) -> None:
     for gate in gates:
         _out(f"{'pass' if gate['passed'] else 'FAIL':<7} {gate['why']}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # --- the outermost edge -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.progress import Progress as RichProgress
 
-__all__ = ["Console", "Terminal"]
+__all__ = ["Console", "Terminal", "duration"]
 
 _MAIN = (
     "accuracy",
@@ -23,6 +23,18 @@ _MAIN = (
     "r2",
     "perplexity",
 )  # what a look at the validation rows shows
+
+
+def duration(seconds: float) -> str:
+    """Return a time in short.
+
+    Example:
+        >>> duration(5.2), duration(300), duration(9000)
+        ('5.2 s', '5.0 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Console:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from luban.errors import RecipeError, did_you_mean
+from luban.sentences import say
 
 __all__ = ["SEVERITIES", "Gate", "Verdict", "judge"]
 
@@ -117,28 +118,44 @@ def judge(
     verdicts: list[Verdict] = []
     for gate in gates:
         if gate.sign == "no" and severities is None:
-            verdicts.append(Verdict(gate.text, False, None, f"'{gate.text}' is not met: no audit was done"))
+            why = say("'{gate}' is not met: no audit was done", gate=gate.text)
+            verdicts.append(Verdict(gate.text, False, None, why))
             continue
         if gate.sign == "no":
             bad = sum(found.count(one) for one in SEVERITIES[: SEVERITIES.index(gate.name) + 1])
-            why = f"'{gate.text}' is met" if not bad else f"'{gate.text}' is not met: {_findings(bad)}"
+            why = (
+                say("'{gate}' is not met: findings that severe: {n}", gate=gate.text, n=bad)
+                if bad
+                else say("'{gate}' is met", gate=gate.text)
+            )
             verdicts.append(Verdict(gate.text, not bad, float(bad), why))
             continue
         value = figures.get(gate.name)
         if value is None:
             known = [name for name, one in figures.items() if one is not None]
             close = did_you_mean(gate.name, known)
-            why = f"{gate.text} is not met: '{gate.name}' was not measured{close or '; figures are ' + ', '.join(known[:12])}"
+            why = (
+                say(
+                    "{gate} is not met: '{name}' was not measured{close}",
+                    gate=gate.text,
+                    name=gate.name,
+                    close=close,
+                )
+                if close
+                else say(
+                    "{gate} is not met: '{name}' was not measured; figures are {known}",
+                    gate=gate.text,
+                    name=gate.name,
+                    known=known[:12],
+                )
+            )
             verdicts.append(Verdict(gate.text, False, None, why))
             continue
         passed = bool(_SIGNS[gate.sign](value, gate.bound))
-        verdicts.append(
-            Verdict(
-                gate.text, passed, value, f"{gate.text} is {'' if passed else 'not '}met: it is {value:.4g}"
-            )
+        why = (
+            say("{gate} is met: it is {value:.4g}", gate=gate.text, value=value)
+            if passed
+            else say("{gate} is not met: it is {value:.4g}", gate=gate.text, value=value)
         )
+        verdicts.append(Verdict(gate.text, passed, value, why))
     return verdicts
-
-
-def _findings(count: int) -> str:
-    return f"{count} finding is that severe" if count == 1 else f"{count} findings are that severe"

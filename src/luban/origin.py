@@ -14,19 +14,13 @@ from luban.data.pipeline import Pipeline, is_fitted_step, row_keys
 from luban.data.prepare import SPLITS, split_rows
 from luban.errors import ArtefactError, DataError, LubanError, RecipeError
 from luban.recipe import Section, read_yaml
+from luban.sentences import say
 
 __all__ = ["Origin", "Unknown", "of_split", "require_split", "with_options_of"]
 
 Why = Literal["not_trained_here", "no_recipe", "data_remote", "data_gone", "data_changed"]
 
 _SQLITE = "sqlite:///"
-_SENTENCES: dict[Why, str] = {
-    "not_trained_here": "the artefact does not say what it was trained on",
-    "no_recipe": "the artefact's recipe does not name its data",
-    "data_remote": "the data lie beyond this machine, and are not asked for unbidden",
-    "data_gone": "the data cannot be read ({detail})",
-    "data_changed": "the {detail} data have changed since the artefact was made",
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,17 @@ class Unknown:
     detail: str = ""
 
     def __str__(self) -> str:
-        return _SENTENCES[self.why].format(detail=self.detail)
+        match self.why:
+            case "not_trained_here":
+                return say("the artefact does not say what it was trained on")
+            case "no_recipe":
+                return say("the artefact's recipe does not name its data")
+            case "data_remote":
+                return say("the data lie beyond this machine, and are not asked for unbidden")
+            case "data_gone":
+                return say("the data cannot be read ({error})", error=self.detail)
+            case "data_changed":
+                return say("the {split} data have changed since the artefact was made", split=self.detail)
 
 
 def of_split(

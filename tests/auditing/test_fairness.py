@@ -10,7 +10,7 @@ import pytest
 
 from audit_cases import case_of, people, trained
 from luban.auditing._base import AuditResult
-from luban.auditing.fairness import Counts, Fairness, differences, rates
+from luban.auditing.fairness import Counts, Fairness, _Grouped, differences, rates
 from luban.data.processors.category import Category
 
 fairlearn = pytest.importorskip("fairlearn.metrics")
@@ -196,10 +196,12 @@ def test_each_figure_is_that_of_the_class_in_which_groups_differ_most() -> None:
     processor.restore({"words": names})
     result = AuditResult("fairness")
     scores = np.eye(3)[[numbers[one] for one in said]] * 0.98 + 0.01
+    labels = np.array([numbers[one] for one in truth])
+    both = np.array([True, True])
     Fairness()._classes(
-        result, processor, "g", "g", "label", np.array(["0", "1"]), member, np.array([True, True]),
-        np.array([numbers[one] for one in truth]), scores,
-    )  # fmt: skip
+        result,
+        _Grouped("label", processor, "g", "g", np.array(["0", "1"]), member, both, labels, scores),
+    )
     (row,) = result.tables["differences"]
     assert row["class"] == row["demographic_parity_difference"]["class"] == "a"
     assert row["equalized_odds_difference"]["class"] == "b"

@@ -15,7 +15,7 @@ from luban.auditing._small import auc
 from luban.auditing.columns import Columns
 from luban.auditing.drift import _area, population_stability
 from luban.auditing.duplicates import Duplicates
-from luban.auditing.labels import Labels, suspects
+from luban.auditing.labels import Labels, noise, suspects
 from luban.auditing.leakage import Leakage, alone
 from luban.auditing.privacy import Privacy
 from luban.origin import Origin
@@ -92,6 +92,19 @@ def test_flipped_labels_are_found(sound: Path) -> None:
         assert flipped[found].sum() >= 0.8 * flipped.sum()
         assert flipped[found].mean() >= 0.6
         assert result.findings[0].severity in ("medium", "high")
+
+
+def test_a_weak_opinion_names_difficult_rows_and_raises_no_alarm() -> None:
+    """All labels are right, and the opinion is as sure as it should be: a tenth of the rows contradict it none the less."""
+    generator = np.random.default_rng(0)
+    chance = 1 / (1 + np.exp(-2 * generator.normal(size=4000)))
+    labels = (generator.random(4000) < chance).astype(np.int64)
+    opinion = np.stack([1 - chance, chance], 1)
+    assert len(suspects(labels, opinion)) > 0.09 * 4000  # high, if severity went by that
+    wrong, low, high = noise(labels, opinion)
+    assert low < wrong < high < 0.06
+    flipped = np.where(generator.random(4000) < 0.15, 1 - labels, labels)
+    assert 0.13 < noise(flipped, opinion)[0] < 0.2
 
 
 def test_suspects_come_the_worst_first() -> None:

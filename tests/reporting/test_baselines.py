@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import luban
+from audit_cases import people, trained
+from luban.data.processors.image import Image
+from luban.data.sampling import Sample, _alone
+from luban.reporting import baselines, gather
 from luban.reporting._quality import calibrated
-from luban.reporting.baselines import is_cjk, xz
+from luban.reporting.baselines import is_cjk, longest_of, within, xz
 from tiny_case import Luban
 
 
@@ -165,3 +171,207 @@ def test_opposite_errors_do_not_make_a_model_calibrated() -> None:
     assert calibrated(bins(0.2, -0.2)) == ("unevenly_confident", pytest.approx(0.2))
     assert calibrated(bins(0.2, 0.0)) == ("overconfident", pytest.approx(0.1))
     assert calibrated(bins(-0.2, -0.1)) == ("underconfident", pytest.approx(0.15))
+
+
+def test_what_is_decided_for_the_model_is_decided_for_the_baselines(tmp_path: Path) -> None:
+    """Half as many of group b are positive; under thresholds by group, model and baseline select both alike."""
+    rows = people(1500).with_columns(skill=pl.col("skill") - 1.2 * (pl.col("group") == "b"))
+    rows = rows.with_columns(
+        label=pl.when(pl.col("skill") + 0.5 * pl.col("luck") > 0).then(pl.lit("yes")).otherwise(pl.lit("no"))
+    )
+    decide = ["temperature", {"type": "thresholds", "by": "group", "max_difference": 0.02}]
+    told = {"inputs": {"skill": "number", "luck": "number", "group": "category"}}
+    trained(tmp_path, rows, told, decide=decide)
+    taken: list[Any] = []
+    measure = baselines.measure
+
+    def watching(task: Any, truth: Any, scores: Any, *args: Any, **options: Any) -> Any:
+        taken.append(scores)
+        return measure(task, truth, scores, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "measure", watching)
+        data = luban.report(tmp_path / "model", output=tmp_path / "r.md", examples=0)
+    found = data["baselines"]["label"]
+    validation = data["lineage"]["rows"]["validation"]
+    assert found["decided"] == {"steps": ["temperature", "thresholds"], "rows": validation}
+    origin = gather.Origin.find(
+        (tmp_path / "model" / "recipe.yaml").read_text(encoding="utf-8"),
+        json.loads((tmp_path / "model" / "lineage.json").read_text(encoding="utf-8")),
+        luban.load(tmp_path / "model").pipeline,
+    )
+    assert isinstance(origin, gather.Origin)
+    groups = pl.concat(origin.split("test"))["group"].to_numpy()
+    model, _, trees = ((scores >= 0.5) for scores in taken)
+    for said in (model, trees):
+        rates = [said[groups == group].mean() for group in ("a", "b")]
+        assert abs(rates[0] - rates[1]) < 0.12, "as far as 450 rows tell"
+    truth = pl.concat(origin.split("test"))["label"].to_numpy() == "yes"
+    fair = [truth[groups == group].mean() for group in ("a", "b")]
+    assert abs(fair[0] - fair[1]) > 0.3, "which nobody would have without thresholds"
+    assert (
+        f"(temperature, thresholds) was decided for each baseline anew, in the same way, on {validation} validation rows"
+        in (tmp_path / "r.md").read_text(encoding="utf-8")
+    )
+
+
+def test_a_yes_is_said_from_the_same_probability(tmp_path: Path) -> None:
+    trained(tmp_path, people(600), {"targets": {"label": {"type": "binary", "threshold": 0.9}}})
+    data = luban.report(tmp_path / "model", output=tmp_path / "r.md", examples=0)
+    found = data["baselines"]["label"]
+    assert (found["threshold"], found["decided"]) == (0.9, None)
+    constant, trees = found["each"]
+    assert constant["metrics"]["recall"]["value"] == 0, (
+        "half of the rows are positive, which is less than 0.9"
+    )
+    assert trees["metrics"]["precision"]["value"] > trees["metrics"]["recall"]["value"]
+    assert "Yes is said from a probability of 0.9, by the model and by each baseline." in (
+        tmp_path / "r.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_pictures_are_shrunk_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (70, 20, 33, 3)).astype(np.uint8)
+    column = pl.Series("picture", pixels.tolist(), dtype=pl.Array(pl.UInt8, (20, 33, 3)))
+    processor = Image(height=20, width=33)
+    processor.restore({"size": [20, 33, 3], "mean": [0.0] * 3, "std": [1.0] * 3})
+    monkeypatch.setattr(baselines, "_PICTURES", 16)
+    most: list[int] = []
+    encode = Image.encode
+
+    def watching(self: Image, values: pl.Series) -> Any:
+        most.append(len(values))
+        return encode(self, values)
+
+    monkeypatch.setattr(Image, "encode", watching)
+    found = baselines._shrunk(processor, column)
+    assert (len(most), max(most)) == (5, 16)
+    grey = pixels.mean(-1) / 255
+    assert found.shape == (70, 10 * 11), "blocks of 2 by 3"
+    assert found[3, 12] == pytest.approx(grey[3, 2:4, 3:6].mean())
+
+
+def test_long_texts_are_cut_and_that_is_said(
+    artefact_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "TEXT", 2000)
+    data = luban.report(artefact_of("texts"), output=tmp_path / "r.md", examples=0)
+    (longest,) = data["baselines"]["label"]["cut"].values()
+    assert 0 < longest < 20
+    assert f"TF-IDF read the first {longest} characters of a text at the most" in (
+        tmp_path / "r.md"
+    ).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("room", [0, 1, 7, 60, 100, 10_000])
+def test_texts_are_cut_as_little_as_it_takes(room: int) -> None:
+    lengths = np.random.default_rng(room).integers(0, 40, 50)
+    longest = longest_of(lengths, room)
+    if longest is None:
+        assert lengths.sum() <= room
+    else:
+        assert np.minimum(lengths, longest).sum() <= room < np.minimum(lengths, longest + 1).sum()
+
+
+def test_the_compressor_reads_no_more_than_it_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{i:06d} 好" * 3 for i in range(500)]
+    monkeypatch.setattr(baselines, "_READ", 1000)
+    monkeypatch.setattr(baselines, "_PRICED", 700)
+    found = xz(texts, texts)
+    assert found["train_bytes"] <= 1000
+    assert found["bytes"] <= 700
+    assert (found["of"], found["train_of"]) == (500, 500)
+    assert 0 < found["rows"] < found["train_rows"] < 40
+    drawn = within(texts, 1000)
+    assert drawn != texts[: len(drawn)], "the head of a file is not its like"
+    assert within(["aaaa"], 4) == ["aaa"]
+    assert within([], 10) == within(["a"], 0) == []
+
+
+def test_a_compressor_is_given_what_the_model_is_shown(tmp_path: Path, luban: Luban) -> None:
+    """Rows that training drops, and whatever cleaning takes out of a text, cost neither side anything."""
+    draw = random.Random(7)
+    texts = ["".join(draw.choices("abcdefgh", k=40)) for _ in range(100)]
+    rows = [{"text": f"<b>{text}</b>"} for text in texts for _ in range(2)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "r.yaml").write_text(
+        "data: {train: t.jsonl, inputs: {text: {type: text, tokens: bpe, vocabulary: 300}}, clean: [duplicates, {type: text, html: true}],\n"
+        "  split: {type: random, validation: 0.3, test: 0}}\n"
+        "model: {type: gpt2, layers: 1, hidden_size: 16, heads: 2, max_positions: 64}\nobjective: {type: causal_lm, length: 32}\n"
+        "train: {steps: 2, batch_size: 16, device: cpu, precision: fp32}\n",
+        encoding="utf-8",
+    )
+    ran = luban("train", tmp_path / "r.yaml", "-o", tmp_path / "m")
+    assert ran.code == 0, ran.err
+    found = json.loads(luban("report", tmp_path / "m", "-o", tmp_path / "r.md", "--json").out)["baselines"][
+        "text"
+    ]["xz"]
+    assert found["train_rows"] < 100, "each text once"
+    assert found["train_bytes"] == found["train_rows"] * 41 - 1, "without <b> and </b>"
+    assert found["bytes"] <= found["rows"] * 41
+
+
+def test_the_background_is_drawn_from_all_training_rows(
+    artefact_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[pl.DataFrame | None] = []
+
+    def watching(predictor: Any, part: pl.DataFrame, target: str, background: pl.DataFrame | None) -> Any:
+        seen.append(background)
+        return gather.Absent("not_asked")
+
+    monkeypatch.setattr(gather, "explain", watching)
+    monkeypatch.setattr(gather, "_BACKGROUND", 40)
+    luban.report(artefact_of("table"), baselines=False)
+    (background,) = seen
+    assert background is not None
+    assert len(background) == 40
+    incomes = pl.Series([row["income"] for row in rows_of(artefact_of("table").parent / "table.jsonl")])
+    places = incomes.index_of(float(background["income"][-1]))
+    assert places is not None
+    assert places > 200, "not the head of the file"
+
+
+def test_a_reservoir_has_room_for_so_many_bytes() -> None:
+    chunks = (
+        pl.DataFrame({"text": [f"{i:05d}" * 2000 for i in range(k, k + 50)]}) for k in range(0, 1000, 50)
+    )
+    found = Sample.draw(chunks, 500, room=10**6)
+    size = found.rows.estimated_size()
+    assert 0.8 * 10**6 < size <= 1.02 * 10**6
+    assert found.total == 1000
+    assert found.places.max() > 700
+    assert all(
+        text == f"{place:05d}" * 2000 for text, place in zip(found.rows["text"], found.places, strict=True)
+    )
+    assert str(found) == f"{len(found.rows)} rows drawn from 1,000"
+
+
+def test_a_reservoir_of_large_rows_holds_no_others() -> None:
+    """What is kept of a chunk must not keep the chunk: polars' texts share the memory that they came in."""
+    process = psutil.Process()
+
+    def chunks() -> Iterator[pl.DataFrame]:
+        for start in range(0, 60_000, 1000):
+            yield pl.DataFrame({"text": [f"{i:07d}" * 1000 for i in range(start, start + 1000)]})
+
+    for _ in Sample.draw(chunks(), 10).rows:
+        pass  # whatever an allocator holds on to, it does from here on
+    before = process.memory_info().rss
+    found = Sample.draw(chunks(), 1000)
+    assert process.memory_info().rss - before < 150 * 2**20, "of 400 MiB"
+    assert len(found.rows) == 1000
+
+
+@pytest.mark.parametrize("value", [
+    pl.Series([b"ab", None, b"c"]), pl.Series([["a"], [], None]), pl.Series([{"a": "b", "c": [1]}] * 3), pl.Series([None] * 3),
+    pl.Series(np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2).tolist(), dtype=pl.Array(pl.UInt8, (2, 2, 2))),
+    pl.Series(["a", "b", None], dtype=pl.Categorical), pl.Series(["a", "b", None], dtype=pl.Enum(["a", "b"])), pl.Series([object()] * 3, dtype=pl.Object),
+    pl.Series([[{"role": "user", "content": "好"}], None, []]),
+])  # fmt: skip
+def test_rows_of_any_kind_stay_what_they_are(value: pl.Series) -> None:
+    rows = pl.DataFrame({"text": ["a", None, "鲁班"], "cell": value})
+    again = _alone(rows)
+    assert again.schema == rows.schema
+    assert again.rows() == rows.rows()

@@ -128,5 +128,41 @@ def test_it_prints(artefact_of: Any, chromium: Any, tmp_path: Path) -> None:
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate("() => getComputedStyle(document.querySelector('nav')).display") == "none"
     assert lightness(tab.evaluate("() => getComputedStyle(document.body).backgroundColor")) > 0.95
+    folded = "() => [...document.querySelectorAll('details:not([open])')].map(one => one.getBoundingClientRect().height)"
+    on_paper = tab.evaluate(folded)
+    tab.emulate_media(media="screen", color_scheme="light")
+    on_screen = tab.evaluate(folded)
+    assert len(on_paper) >= 3
+    assert all(paper > screen + 40 for paper, screen in zip(on_paper, on_screen, strict=True)), (
+        "all that is folded on a screen lies open on paper"
+    )
+    tab.emulate_media(media="print", color_scheme="dark")
     assert tab.pdf().startswith(b"%PDF")
+    tab.close()
+
+
+@pytest.mark.parametrize("media", ["light", "dark", "print"])
+def test_for_and_against_are_told_apart_without_colour(
+    media: str, artefact_of: Any, chromium: Any, tmp_path: Path
+) -> None:
+    """WCAG 2.2, 1.4.1: the line under a piece of a text says its side as well, on screen and on paper."""
+    page = tmp_path / "report.html"
+    luban.report(artefact_of("texts"), output=page, baselines=False, examples=4)
+    folder = artefact_of("texts")
+    rows = str(folder.parent / "reviews.jsonl")
+    luban.explain(folder, rows, method="integrated_gradients", limit=4, output=tmp_path / "why")
+    tab = chromium.new_page(color_scheme="light" if media == "light" else "dark")
+    lines = """selector => [...document.querySelectorAll(selector)].map(one => {
+      const style = getComputedStyle(one);
+      return style.textDecorationLine + ' ' + style.textDecorationStyle + (style.textDecorationColor === 'rgba(0, 0, 0, 0)' ? ' unseen' : '');
+    })"""
+    for place, sides in (
+        (page, (".example mark:not(.against)", ".example mark.against")),
+        (tmp_path / "why" / "index.html", (".ex-text .ex-t:not(.ex-a)", ".ex-text .ex-a")),
+    ):
+        tab.goto(place.as_uri())
+        if media == "print":
+            tab.emulate_media(media="print")
+        found = [set(tab.evaluate(lines, one)) for one in sides]
+        assert found == [{"underline solid"}, {"underline wavy"}], place
     tab.close()

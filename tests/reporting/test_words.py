@@ -33,7 +33,7 @@ FAMILY: dict[str, set[str]] = {
     "title.audit": set(FAMILIES),
     "lead.audit": set(FAMILIES),
     "split": {*SPLITS, "data"},
-    "baseline": {"constant", "tfidf", "pixels", "trees"},
+    "baseline": {"constant", "tfidf", "pixels", "trees", "xz"},
     "severity": {"high", "medium", "low", "info"},
     "absent": set(re.findall(r'Absent\(\s*"(\w+)"', SOURCES))
     | {"many_labels", "many_classes", *get_args(Why)},

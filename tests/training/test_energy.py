@@ -44,7 +44,37 @@ def test_where_no_counter_can_be_read_nothing_is_known(tmp_path: Path) -> None:
     energy.on_start(tmp_path, {})
     energy.on_end(Progress())
     assert energy.joules is None
-    assert energy.state() == {}
+    assert energy.state() == {"joules": None, "known": True}
     resumed = Energy(tmp_path / "nowhere")
     resumed.restore({})
     assert resumed.joules is None
+
+
+def test_a_counter_that_started_anew_nobody_knows_where_is_not_counted(tmp_path: Path) -> None:
+    put(tmp_path, "intel-rapl:0", 9_000_000)
+    energy = Energy(tmp_path)
+    energy.on_start(tmp_path, {})
+    put(tmp_path, "intel-rapl:0", 500_000)
+    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").unlink()
+    energy.on_step(Progress(), {})
+    put(tmp_path, "intel-rapl:0", 2_500_000)
+    energy.on_end(Progress())
+    assert energy.joules is None, "2 J would be too few"
+
+    resumed = Energy(tmp_path)
+    resumed.restore(energy.state())
+    resumed.on_start(tmp_path, {})
+    resumed.on_end(Progress())
+    assert resumed.joules is None, "what came before an interruption is not known either"
+
+
+def test_a_counter_that_stands_at_its_end_starts_anew(tmp_path: Path) -> None:
+    put(tmp_path, "intel-rapl:0", 10_000_000)
+    energy = Energy(tmp_path)
+    energy.on_start(tmp_path, {})
+    put(tmp_path, "intel-rapl:0", 0)
+    energy.on_end(Progress())
+    assert energy.joules == 0.0
+    put(tmp_path, "intel-rapl:0", 1)
+    energy.on_end(Progress())
+    assert energy.joules == 1e-6

@@ -180,7 +180,7 @@ def test_kill_a_language_model(
     kill(*language, tmp_path, monkeypatch, 12)
 
 
-def interrupt(recipe: Path, output: Path, checkpoints: int) -> int:
+def interrupt(recipe: Path, output: Path, checkpoints: int, *more: object) -> int:
     """Train, send Ctrl-C once so many checkpoints are there, and return the exit code."""
 
     def watch() -> None:
@@ -189,7 +189,7 @@ def interrupt(recipe: Path, output: Path, checkpoints: int) -> int:
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()
-    return luban("train", recipe, "-o", output)
+    return luban("train", recipe, "-o", output, *more)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "manifest", "all"])
@@ -242,8 +242,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     recipe: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "stopped"
-    assert interrupt(recipe, output, 1) == 130
-    assert f"Go on with: luban train {recipe} -o {output}" in capsys.readouterr().err
+    page = tmp_path / "a page.md"
+    assert interrupt(recipe, output, 1, "--report", page, "--lang", "zh") == 130
+    again = f"Go on with: luban train {recipe} -o {output} --report '{page}' --lang zh"
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].endswith(again)
     assert luban("train", recipe, "-o", output) == 0
     assert "going on from checkpoint" in capsys.readouterr().err
     assert_same(undisturbed, output)

@@ -197,8 +197,13 @@ def test_words_are_coloured_by_their_side() -> None:
     assert len(grounds) == 2
     assert grounds[0][2] > grounds[0][0] + 50, "the first is blue"
     assert grounds[1][0] > grounds[1][2] + 50, "the second is orange"
+    lines = re.findall(r"38;2;0;0;0(;4)?m(\w+)", text)
+    assert lines == [("", "ab"), (";4", "c")], (
+        "what speaks against is underlined, for those who see no colour"
+    )
     page = _render.explanation_html(one)
-    assert page.count('<span class="ex-t"') == 2
+    assert page.count('<span class="ex-t"') == 1
+    assert page.count('<span class="ex-t ex-a"') == 1
     assert "rgba(33,113,181,0.65)" in page
     assert "rgba(217,95,2,0.33)" in page or "rgba(217,95,2,0.32)" in page
 
@@ -216,6 +221,8 @@ def test_a_heatmap_is_blue_where_pixels_speak_for_and_orange_where_against() -> 
     assert pixels.shape == (224, 224, 3)
     assert pixels[5, 5, 2] > pixels[5, 5, 0] + 50
     assert pixels[-5, -5, 0] > pixels[-5, -5, 2] + 50
+    shades = [set(map(tuple, pixels[rows, rows].reshape(-1, 3))) for rows in (slice(0, 56), slice(-56, None))]
+    assert [len(one) for one in shades] == [1, 2], "stripes where it speaks against"
     assert len(set(map(tuple, pixels[100:120, 100:120].reshape(-1, 3)))) == 1
 
 
@@ -236,7 +243,7 @@ def test_what_cells_hold_cannot_steer_a_terminal() -> None:
     one.tables["changes"] = [{"to": "\x1b[8m"}]
     for color in (False, True):
         text = _render.terminal(one.to_json(), color=color)
-        rest = re.sub(r"\x1b\[(48;2;\d+;\d+;\d+|38;2;0;0;0|0)m", "", text)
+        rest = re.sub(r"\x1b\[(48;2;\d+;\d+;\d+|38;2;0;0;0(;4)?|0)m", "", text)
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", rest)
         assert "bad␛[2J" in rest
     assert "\x1b" not in _render.tables_text({"values\x1b": [{"a\x1b": "\x1b[8m"}]})

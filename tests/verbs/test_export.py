@@ -281,6 +281,42 @@ def test_what_the_files_cannot_do_is_said(rows: Path, tmp_path: Path, luban: Lub
     assert "'yes' is decided at 0.7 here and at 0.5 there; the probabilities are the same" in ran.err
 
 
+def test_what_was_decided_on_validation_rows_stays_behind_and_that_is_said(
+    tmp_path: Path, luban: Luban
+) -> None:
+    """A temperature and a threshold for each group change what the artefact says; the files hold the model's own logits."""
+    rows, words = tmp_path / "people.csv", ["good", "bad", "fine", "poor", "well", "ill"]
+    lines = [
+        f"{words[i % 6]} {words[i // 6 % 6]} {words[i // 36 % 6]},{'yes' if i % 6 in (0, 2) or i % 7 == 3 else 'no'},{('Paris', 'Lyon')[i % 2]}"
+        for i in range(200)
+    ]
+    rows.write_text("\n".join(["text,yes,city", *lines]) + "\n", encoding="utf-8")
+    more = {
+        "data": {"groups": ["city"], "split": {"validation": 0.5, "test": 0.2}},
+        "decide": ["temperature", {"type": "thresholds", "by": "city", "min_rows": 3}],
+    }
+    target = {"yes": {"type": "binary", "threshold": 0.7}}
+    ours = trained(luban, rows, tmp_path, MODELS["bert"], target, **more)
+    ran = luban("export", ours, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert (
+        "the artefact decides by what was fitted behind the model (temperature, thresholds), and transformers does not: "
+        "its scores are the model's own"
+    ) in ran.err
+    assert "'yes' is decided at 0.7 here and at 0.5 there\n" in ran.err, "the probabilities are not the same"
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    predictor = load(ours)
+    asked = [{"text": "good bad", "city": "Paris"}, {"text": "poor fine", "city": "Lyon"}]
+    decided = predictor.predict(asked)
+    predictor.decisions = []
+    for row, own, changed in zip(asked, predictor.predict(asked), decided, strict=True):
+        with torch.no_grad():
+            share = float(theirs(torch.tensor([ids_of(reader, row["text"])])).logits[0].softmax(0)[1])
+        assert own["yes.scores"]["yes"] == pytest.approx(share, abs=1e-5)
+        assert abs(changed["yes.scores"]["yes"] - share) > 1e-3
+
+
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     "another family": ({"type": "textcnn", "size": "tiny"}, {"yes": "binary"}, {}, "an artefact of type 'textcnn' has no counterpart in transformers"),
     "another pool": ({**MODELS["bert"], "pool": "mean"}, {"yes": "binary"}, {}, "reads the pooler, and this artefact pools 'mean'; train with model.pool=pooler"),

@@ -155,6 +155,32 @@ def test_training_can_end_with_a_report(work: Path, luban: Luban) -> None:
     assert not Path("third").exists(), "it is refused before anything is trained"
 
 
+def test_training_can_end_with_a_chinese_report(work: Path, luban: Luban) -> None:
+    ran = luban("train", "r.yaml", "-o", "fourth", "--report", "fourth.md", "--lang", "zh")
+    assert ran.code == 0, ran.err
+    assert "最佳简单基线" in Path("fourth.md").read_text(encoding="utf-8")
+    for more, said in (
+        (("--report", "fifth.md", "--lang", "de"), "received lang 'de'"),
+        (("--lang", "zh"), "no page was asked for; name one by report"),
+    ):
+        ran = luban("train", "r.yaml", "-o", "fifth", *more)
+        assert ran.code == 2
+        assert said in ran.err
+        assert not Path("fifth").exists(), "it is refused before anything is trained"
+
+
+def test_findings_are_told_in_chinese(work: Path, luban: Luban) -> None:
+    ran = luban("audit", "model", "rows.csv", "--only", "columns", "--only", "duplicates", "--lang", "zh")
+    assert ran.code == 0, ran.err
+    assert "查看了" in ran.err
+    ran = luban("audit", "model", "rows.csv", "--only", "duplicates", "--json")
+    assert ran.code == 0, ran.err
+    Path("a.json").write_text(ran.out, encoding="utf-8")
+    again = luban("report", "model", "-o", "a.md", "--audit", "a.json", "--lang", "zh", "--no-baselines")
+    assert again.code == 0, again.err
+    assert "查看了" in Path("a.md").read_text(encoding="utf-8")
+
+
 def test_compare_writes_a_page(work: Path, luban: Luban) -> None:
     ran = luban("compare", "model", "model", "rows.csv", "-o", "two.html", "--lang", "zh")
     assert ran.code == 0, ran.err

@@ -28,6 +28,7 @@ from luban.gates import SEVERITIES
 from luban.origin import Origin, Unknown
 from luban.predict import Predictor
 from luban.recipe import Component, Recipe, load, read_yaml
+from luban.sentences import say
 
 __all__ = [
     "SEED",
@@ -38,6 +39,7 @@ __all__ = [
     "Scored",
     "Severity",
     "losses",
+    "quoted",
     "right",
     "said",
     "score",
@@ -177,7 +179,11 @@ def score(
     for column in targets:
         if column not in frame.columns:
             raise DataError(
-                f"there is no column '{column}', the truth to audit by; columns are {', '.join(frame.columns)}"
+                say(
+                    "there is no column '{column}', the truth to audit by; columns are {columns}",
+                    column=column,
+                    columns=frame.columns,
+                )
             )
     outputs: dict[str, list[Array]] = {column: [] for column in targets}
     truth: dict[str, list[Array]] = {column: [] for column in targets}
@@ -280,7 +286,7 @@ class Case:
                 SEED,
             )
         except (LubanError, OSError) as error:
-            self.why_no_training = f"the training data cannot be read ({error})"
+            self.why_no_training = say("the training data cannot be read ({error})", error=error)
             return None
 
     @cached_property
@@ -324,7 +330,9 @@ class Case:
         )
         if not len(scored.places):
             raise DataError(
-                "no row can be audited: the targets are missing or of classes that the model does not know"
+                say(
+                    "no row can be audited: the targets are missing or of classes that the model does not know"
+                )
             )
         return scored
 
@@ -335,6 +343,11 @@ class Case:
     def group_columns(self) -> list[str]:
         """Return the columns of groups that the rows bring."""
         return [name for name in self.by if name in self.rows.columns]
+
+
+def quoted(word: str) -> str:
+    """Return a value of a column as a sentence has it: what stands for a gap, or for all the others, can be translated."""
+    return {"(missing)": say("(missing)"), "(others)": say("(others)")}.get(word, word)
 
 
 def losses(processor: Processor, truth: Array, scores: Array) -> Array:

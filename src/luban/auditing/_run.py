@@ -13,6 +13,7 @@ from luban.auditing._base import Audit, AuditResult, Case
 from luban.console import Console
 from luban.errors import InputError, LubanError, did_you_mean
 from luban.recipe import Component, Section, options_from
+from luban.sentences import kept, revived
 
 __all__ = ["FAMILIES", "Store", "choose", "figures_of", "guarded", "run"]
 
@@ -33,12 +34,15 @@ class Store:
         """Return what is kept under a name, or make and keep it."""
         path = self.folder / f"{name.replace('/', '~')}.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return revived(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             pass
         value = make()
         with files.new_file(path) as beside:
-            beside.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+            text = json.dumps(
+                kept(value) if isinstance(value, dict) else value, ensure_ascii=False, allow_nan=False
+            )
+            beside.write_text(text, encoding="utf-8")
         return value
 
     def forget(self) -> None:

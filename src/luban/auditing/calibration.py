@@ -12,6 +12,7 @@ from luban.decisions.conformal import Conformal
 from luban.evaluation.metrics import Task, measure
 from luban.evaluation.run import threshold_of
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Calibration", "coverage_interval"]
 
@@ -34,16 +35,22 @@ class Calibration(Audit):
 
     def refusal(self, case: Case) -> str | None:
         if not case.targets:
-            return "the artefact puts out no probability of a class and no interval of a number"
+            return say("the artefact puts out no probability of a class and no interval of a number")
         decided = {one.column for one in case.predictor.decisions if isinstance(one, Conformal)}
         if all(one.task == "regression" and name not in decided for name, one in case.targets.items()):
-            return "a number has no probability; train with decide: conformal to predict intervals"
+            return say("a number has no probability; train with decide: conformal to predict intervals")
         return None
 
     def run(self, case: Case) -> AuditResult:
         scored = case.scored
         result = AuditResult(self.type, rows=len(scored.rows))
-        result.notes.append(f"measured on {len(scored.rows):,} rows with a known truth, of {case.sample}")
+        result.notes.append(
+            say(
+                "measured on {n:,} rows with a known truth, of {sample}",
+                n=len(scored.rows),
+                sample=case.sample,
+            )
+        )
         for target, processor in case.targets.items():
             if processor.task in ("binary", "multiclass"):
                 measured = measure(
@@ -86,8 +93,19 @@ class Calibration(Audit):
         over = float(confidence.mean() - hit.mean())
         result.find(
             self._severity(value, low),
-            f"the model of '{target}' is on average {confidence.mean():.0%} sure and {hit.mean():.0%} right: it is {'over' if over > 0 else 'under'}confident (calibration error {value:.3f}, 95 % interval {low or 0:.3f} to {high or 0:.3f})",
-            "Do not use its probabilities as they are: train again with decide: temperature, which changes no decision (of a binary target with a threshold of 0.5).",
+            say(
+                "the model of '{target}' is on average {sure:.0%} sure and {right:.0%} right: it is {how} (calibration error {ece:.3f}, 95 % interval {low:.3f} to {high:.3f})",
+                target=target,
+                sure=confidence.mean(),
+                right=hit.mean(),
+                how=say("overconfident") if over > 0 else say("underconfident"),
+                ece=value,
+                low=low or 0.0,
+                high=high or 0.0,
+            ),
+            say(
+                "Do not use its probabilities as they are: train again with decide: temperature, which changes no decision (of a binary target with a threshold of 0.5)."
+            ),
             {"ece": value, "low": low, "high": high, "overconfidence": over},
             target,
         )
@@ -113,8 +131,16 @@ class Calibration(Audit):
         if high < decision.level:
             result.find(
                 self._severity(decision.level - share, decision.level - high),
-                f"the {'intervals' if processor.task == 'regression' else 'sets'} of '{target}' promise to hold the truth in {decision.level:.0%} of the rows and do so in {share:.1%}",
-                "These rows differ from the validation rows that the promise was made on: see the audit drift, and train again with rows such as these.",
+                say(
+                    "the {what} of '{target}' promise to hold the truth in {level:.0%} of the rows and do so in {share:.1%}",
+                    what=say("intervals") if processor.task == "regression" else say("sets"),
+                    target=target,
+                    level=decision.level,
+                    share=share,
+                ),
+                say(
+                    "These rows differ from the validation rows that the promise was made on: see the audit drift, and train again with rows such as these."
+                ),
                 {"coverage": share, "low": low, "high": high, "level": decision.level},
                 target,
             )

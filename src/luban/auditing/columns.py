@@ -13,6 +13,7 @@ from luban.data.cleaning._base import is_missing
 from luban.data.contracts import Array
 from luban.data.processors._base import as_numbers, as_words
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Columns"]
 
@@ -41,7 +42,7 @@ class Columns(Audit):
     def run(self, case: Case) -> AuditResult:
         pipeline = case.predictor.pipeline
         result = AuditResult(self.type, rows=len(case.rows))
-        result.notes.append(f"looked at {case.sample}")
+        result.notes.append(say("looked at {sample}", sample=case.sample))
         table: list[dict[str, Any]] = []
         for column in dict.fromkeys([*pipeline.given, *pipeline.targets, *case.by]):
             if column not in case.rows.columns:
@@ -72,8 +73,10 @@ class Columns(Audit):
         if share >= self.missing:
             result.find(
                 "medium" if share >= 0.5 else "low",
-                f"'{column}' is empty in {share:.0%} of the rows",
-                "Ask why; fill it (data.clean: missing) with an indicator beside it, or leave the column out.",
+                say("'{column}' is empty in {share:.0%} of the rows", column=column, share=share),
+                say(
+                    "Ask why; fill it (data.clean: missing) with an indicator beside it, or leave the column out."
+                ),
                 {"missing_share": share},
                 column,
             )
@@ -87,8 +90,13 @@ class Columns(Audit):
         if words.n_unique() == 1 or (kind != "text" and most >= self.dominant):
             result.find(
                 "low",
-                f"'{column}' is '{str(common[0])[:60]}' in {most:.1%} of the rows, so it says next to nothing",
-                "Leave it out, or find out whether it was filled in by default.",
+                say(
+                    "'{column}' is '{word}' in {share:.1%} of the rows, so it says next to nothing",
+                    column=column,
+                    word=str(common[0])[:60],
+                    share=most,
+                ),
+                say("Leave it out, or find out whether it was filled in by default."),
                 {"commonest_share": most},
                 column,
             )
@@ -114,8 +122,17 @@ class Columns(Audit):
         if row["outlier_share"] >= self.outliers:
             result.find(
                 "low",
-                f"{row['outlier_share']:.1%} of the values of '{column}' lie far off (up to {numbers[np.abs(z).argmax()]:.4g}; the middle half is {low:.4g} to {high:.4g})",
-                "Look at them: mistakes are repaired or cut off (data.clean: outliers), honest ones bear normalize: log or robust.",
+                say(
+                    "{share:.1%} of the values of '{column}' lie far off (up to {farthest:.4g}; the middle half is {low:.4g} to {high:.4g})",
+                    share=row["outlier_share"],
+                    column=column,
+                    farthest=numbers[np.abs(z).argmax()],
+                    low=low,
+                    high=high,
+                ),
+                say(
+                    "Look at them: mistakes are repaired or cut off (data.clean: outliers), honest ones bear normalize: log or robust."
+                ),
                 {"outlier_share": row["outlier_share"], "skew": row["skew"]},
                 column,
             )
@@ -144,8 +161,18 @@ class Columns(Audit):
         if difference >= 0.1 and difference - spread > 0:
             result.find(
                 "high" if difference >= 0.5 else "medium",
-                f"'{column}' is empty in {most[1]:.0%} of the rows of '{target}' {most[0]}, and in {least[1]:.0%} of those of {least[0]}: its being empty tells the answer",
-                "Find out when it is filled in. If that is after the answer is known, the gap leaks it: leave the column out.",
+                say(
+                    "'{column}' is empty in {most:.0%} of the rows of '{target}' {most_word}, and in {least:.0%} of those of {least_word}: its being empty tells the answer",
+                    column=column,
+                    target=target,
+                    most=most[1],
+                    most_word=most[0],
+                    least=least[1],
+                    least_word=least[0],
+                ),
+                say(
+                    "Find out when it is filled in. If that is after the answer is known, the gap leaks it: leave the column out."
+                ),
                 {"difference": difference, "half_width": spread},
                 column,
             )
@@ -158,11 +185,18 @@ class Columns(Audit):
         ]
         rare = [(str(word), n) for word, n in counts.rows() if n < self.rare * len(words)]
         if rare and len(counts) <= 50:
-            shown = ", ".join(f"{word} ({n})" for word, n in rare[:5])
             result.find(
                 "low",
-                f"{len(rare)} of {len(counts)} classes of '{target}' are rare: {shown}",
-                "Accuracy hides how these fare: look at recall and F1 of each class; bring more rows, or train with class_weights.",
+                say(
+                    "{n} of {of} classes of '{target}' are rare: {rare}",
+                    n=len(rare),
+                    of=len(counts),
+                    target=target,
+                    rare=[f"{word} ({n})" for word, n in rare[:5]],
+                ),
+                say(
+                    "Accuracy hides how these fare: look at recall and F1 of each class; bring more rows, or train with class_weights."
+                ),
                 {"rare_classes": len(rare)},
                 target,
             )

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field as Option
 
-from luban.auditing._base import SEED, Audit, AuditResult, Case, Severity
+from luban.auditing._base import SEED, Audit, AuditResult, Case, Severity, quoted
 from luban.auditing._small import Features, auc, out_of_fold
 from luban.data.contracts import Array
 from luban.data.processors._base import as_numbers, as_words
@@ -16,11 +16,13 @@ from luban.data.processors.image import Image
 from luban.data.sampling import Sample
 from luban.evaluation.intervals import Metric, interval
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Drift", "population_stability"]
 
 _KINDS = 50  # words counted one by one; the others count together
 _RESAMPLES = 300
+_MEASURES = {"brightness": say("brightness"), "length": say("length"), "value": say("value")}
 
 
 @register("audits")
@@ -45,7 +47,10 @@ class Drift(Audit):
 
     def refusal(self, case: Case) -> str | None:
         if case.against is None and case.training is None:
-            return f"there is nothing to compare with: {case.why_no_training}; give rows by --against FILE"
+            return say(
+                "there is nothing to compare with: {why}; give rows by --against FILE",
+                why=case.why_no_training,
+            )
         return None
 
     def run(self, case: Case) -> AuditResult:
@@ -53,20 +58,23 @@ class Drift(Audit):
         assert reference is not None, "refusal() comes first"
         result = AuditResult(self.type, rows=len(case.rows))
         result.notes.append(
-            f"{case.sample}, compared with {reference}"
-            + (" of the training rows" if case.against is None else "")
+            say("{sample}, compared with {reference}", sample=case.sample, reference=reference)
+            if case.against is not None
+            else say(
+                "{sample}, compared with {reference} of the training rows",
+                sample=case.sample,
+                reference=reference,
+            )
         )
         pipeline = case.predictor.pipeline
         columns = dict.fromkeys([*pipeline.given, *pipeline.targets, *case.by])
         table: list[dict[str, Any]] = []
         for column in columns:
-            lacking = [
-                which
-                for which, rows in (("these rows", case.rows), ("those compared with", reference.rows))
-                if column not in rows.columns
-            ]
-            if lacking:
-                result.notes.append(f"'{column}' is not in {lacking[0]}")
+            if column not in case.rows.columns:
+                result.notes.append(say("'{column}' is not in these rows", column=column))
+                continue
+            if column not in reference.rows.columns:
+                result.notes.append(say("'{column}' is not in those compared with", column=column))
                 continue
             row = self._compare(case, column, reference.rows[column], case.rows[column])
             if row is not None:
@@ -112,14 +120,30 @@ class Drift(Audit):
         if index < self.moderate or row["p"] > 0.01:
             return
         moved = (
-            f"its mean {row['measure']} went from {row['before']:.4g} to {row['after']:.4g}"
+            say(
+                "its mean {measure} went from {before:.4g} to {after:.4g}",
+                measure=_MEASURES[row["measure"]],
+                before=row["before"],
+                after=row["after"],
+            )
             if row["test"] == "Kolmogorov-Smirnov"
-            else f"'{row['most_moved']}' went from {row['before']:.1%} to {row['after']:.1%} of the rows"
+            else say(
+                "'{word}' went from {before:.1%} to {after:.1%} of the rows",
+                word=quoted(row["most_moved"]),
+                before=row["before"],
+                after=row["after"],
+            )
         )
         result.find(
             severity,
-            f"'{row['column']}' is no longer what the model learnt from: {moved}",
-            "Find out what changed (another source, unit, time or clientele). If it is to stay, train again with rows such as these.",
+            say(
+                "'{column}' is no longer what the model learnt from: {moved}",
+                column=row["column"],
+                moved=moved,
+            ),
+            say(
+                "Find out what changed (another source, unit, time or clientele). If it is to stay, train again with rows such as these."
+            ),
             {key: row[key] for key in ("stability_index", "statistic", "p")},
             row["column"],
         )
@@ -128,7 +152,9 @@ class Drift(Audit):
         case.report("telling the two files apart", 0, None)
         missing = [name for name in case.predictor.pipeline.given if name not in reference.rows.columns]
         if missing:
-            result.notes.append(f"the files are not told apart, since '{missing[0]}' is missing in one")
+            result.notes.append(
+                say("the files are not told apart, since '{column}' is missing in one", column=missing[0])
+            )
             return
         parts = [
             Features.of(case.predictor, rows.sample(min(self.rows, len(rows)), seed=SEED, shuffle=True))
@@ -136,7 +162,7 @@ class Drift(Audit):
         ]
         sizes = [len(part.dense) for part in parts]
         if parts[0].empty or min(sizes) < 20:
-            result.notes.append("too few rows to tell the files apart")
+            result.notes.append(say("too few rows to tell the files apart"))
             return
         labels = np.repeat([0, 1], sizes)
         shares = out_of_fold(parts[0].join(parts[1]), labels)[:, 1]
@@ -148,8 +174,15 @@ class Drift(Audit):
         if severity != "info":
             result.find(
                 severity,
-                f"a simple model tells these rows from those the model learnt from (AUC {value:.2f}, 95 % interval {low:.2f} to {metric.high or 1.0:.2f}; 0.5 is not at all)",
-                "Figures measured on the old rows do not hold for these; measure anew, and see the columns that moved.",
+                say(
+                    "a simple model tells these rows from those the model learnt from (AUC {auc:.2f}, 95 % interval {low:.2f} to {high:.2f}; 0.5 is not at all)",
+                    auc=value,
+                    low=low,
+                    high=metric.high or 1.0,
+                ),
+                say(
+                    "Figures measured on the old rows do not hold for these; measure anew, and see the columns that moved."
+                ),
                 {"auc": value, "low": low, "high": metric.high, "rows": sizes},
             )
 

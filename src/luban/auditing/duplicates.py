@@ -15,6 +15,7 @@ from luban.data.processors._base import as_words
 from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.registry import register
+from luban.sentences import Sentence, say
 
 __all__ = ["Duplicates"]
 
@@ -41,17 +42,21 @@ class Duplicates(Audit):
     def run(self, case: Case) -> AuditResult:
         predictor, rows = case.predictor, case.rows
         result = AuditResult(self.type, rows=len(rows))
-        result.notes.append(f"looked at {case.sample}")
+        result.notes.append(say("looked at {sample}", sample=case.sample))
         inputs = {**predictor.pipeline.given}
         keys = case.keys(rows)
         self._contradictions(result, case, keys)
         training = case.training
         if training is None:
-            result.notes.append(f"not compared with training rows: {case.why_no_training}")
+            result.notes.append(say("not compared with training rows: {why}", why=case.why_no_training))
             return result
         known, counts = np.unique(case.training_keys, return_counts=True)
         result.notes.append(
-            f"equal inputs are looked for among all {int(counts.sum()):,} training rows, texts that are nearly equal among {training}"
+            say(
+                "equal inputs are looked for among all {n:,} training rows, texts that are nearly equal among {sample}",
+                n=counts.sum(),
+                sample=training,
+            )
         )
         exact = np.isin(keys, known)
         # Where rows are few numbers and words, people who have nothing to do with each other look alike.
@@ -61,32 +66,31 @@ class Duplicates(Audit):
             result.figures["exact_share"] = share = float(exact.mean())
             result.find(
                 "high",
-                f"these are the training rows themselves ({share:.1%} of them): all that is measured on them flatters the model",
-                "Measure on rows that it was not trained on (--split test of the same file).",
+                say(
+                    "these are the training rows themselves ({share:.1%} of them): all that is measured on them flatters the model",
+                    share=share,
+                ),
+                say("Measure on rows that it was not trained on (--split test of the same file)."),
                 {"rows": int(exact.sum()), "share": share},
             )
             return result
-        alike = (
-            ""
-            if usual < exact.mean() / 2
-            else f" (but {usual:.1%} of the training rows have those of another, too)"
+        natural = usual >= exact.mean() / 2
+        what = (
+            say(
+                "have exactly the inputs of a training row (but {usual:.1%} of the training rows have those of another, too)",
+                usual=usual,
+            )
+            if natural
+            else say("have exactly the inputs of a training row")
         )
-        self._tell(
-            result,
-            case,
-            "exact",
-            exact,
-            f"have exactly the inputs of a training row{alike}",
-            natural=bool(alike),
-        )
+        self._tell(result, case, "exact", exact, what, natural=natural)
         for column in [
             name for name, one in inputs.items() if isinstance(one, Text) and not isinstance(one, Chat)
         ]:
             case.report(f"comparing texts of '{column}'", 0, None)
             near = self._near(training.rows[column], rows[column], column) & ~exact
-            self._tell(
-                result, case, f"{column}.near", near, f"have nearly the '{column}' of a training row", column
-            )
+            what = say("have nearly the '{column}' of a training row", column=column)
+            self._tell(result, case, f"{column}.near", near, what, column)
         return result
 
     def _near(self, known: pl.Series, asked: pl.Series, column: str) -> Array:
@@ -108,8 +112,15 @@ class Duplicates(Audit):
             if rows:
                 result.find(
                     self._severity(share),
-                    f"{rows:,} rows ({share:.1%}) have the same inputs as another row with another '{target}'",
-                    "Decide which label is right, or bring the column that tells these rows apart; no model can get them all right.",
+                    say(
+                        "{n:,} rows ({share:.1%}) have the same inputs as another row with another '{target}'",
+                        n=rows,
+                        share=share,
+                        target=target,
+                    ),
+                    say(
+                        "Decide which label is right, or bring the column that tells these rows apart; no model can get them all right."
+                    ),
                     {"rows": rows, "share": share},
                     target,
                 )
@@ -120,7 +131,7 @@ class Duplicates(Audit):
         case: Case,
         name: str,
         found: Array,
-        what: str,
+        what: Sentence,
         where: str = "",
         natural: bool = False,
     ) -> None:
@@ -131,13 +142,19 @@ class Duplicates(Audit):
         if found.any():
             result.find(
                 "low" if natural else self._severity(share),
-                f"{int(found.sum()):,} of {len(found):,} rows ({share:.1%}) {what}: "
-                + (
-                    "rows of so few values look alike"
+                say(
+                    "{n:,} of {of:,} rows ({share:.1%}) {what}: {then}",
+                    n=found.sum(),
+                    of=len(found),
+                    share=share,
+                    what=what,
+                    then=say("rows of so few values look alike")
                     if natural
-                    else "the model knows them already, and figures on them flatter it"
+                    else say("the model knows them already, and figures on them flatter it"),
                 ),
-                "Measure on other rows, or drop these (data.clean: near_duplicates, duplicates) and train again.",
+                say(
+                    "Measure on other rows, or drop these (data.clean: near_duplicates, duplicates) and train again."
+                ),
                 {"rows": int(found.sum()), "share": share},
                 where,
             )

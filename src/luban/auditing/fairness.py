@@ -13,12 +13,13 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field as Option
 
-from luban.auditing._base import SEED, Audit, AuditResult, Case, Scored, Severity, said
+from luban.auditing._base import SEED, Audit, AuditResult, Case, Scored, Severity, quoted, said
 from luban.data.contracts import Array, Processor
 from luban.data.processors._base import as_words
 from luban.errors import DataError, did_you_mean
 from luban.evaluation.intervals import Metric, interval
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Fairness", "differences", "rates"]
 
@@ -54,11 +55,13 @@ class Fairness(Audit):
 
     def refusal(self, case: Case) -> str | None:
         if not case.targets:
-            return "the artefact predicts no column whose truth could be compared by group"
+            return say("the artefact predicts no column whose truth could be compared by group")
         if any(one.task == "multilabel" for one in case.targets.values()) and len(case.targets) == 1:
-            return "its target is a set of words; make each word a binary target of its own"
+            return say("its target is a set of words; make each word a binary target of its own")
         if not (self.by or case.group_columns()):
-            return "neither the recipe (data.groups) nor --by names a column of groups that the rows have"
+            return say(
+                "neither the recipe (data.groups) nor --by names a column of groups that the rows have"
+            )
         return None
 
     def run(self, case: Case) -> AuditResult:
@@ -66,12 +69,18 @@ class Fairness(Audit):
         columns = self.by or case.group_columns()
         for name in columns:
             if name not in scored.rows.columns:
+                known = scored.rows.columns
                 raise DataError(
-                    f"there is no column '{name}' of groups; columns are {', '.join(scored.rows.columns)}{did_you_mean(name, scored.rows.columns)}"
+                    f"there is no column '{name}' of groups; columns are {', '.join(known)}{did_you_mean(name, known)}"
                 )
         result = AuditResult(self.type, rows=len(scored.rows))
         result.notes.append(
-            f"measured on {len(scored.rows):,} rows with a known truth, of {case.sample}; 95 % intervals by {self.resamples:,} resamples"
+            say(
+                "measured on {n:,} rows with a known truth, of {sample}; 95 % intervals by {resamples:,} resamples",
+                n=len(scored.rows),
+                sample=case.sample,
+                resamples=self.resamples,
+            )
         )
         words = {name: _words(scored, name) for name in columns}
         if self.intersections and len(columns) > 1:
@@ -81,83 +90,87 @@ class Fairness(Audit):
         for target, processor in case.targets.items():
             if processor.task == "multilabel":
                 result.notes.append(
-                    f"'{target}' is a set of words, which is left out; make each word a target of its own"
+                    say(
+                        "'{target}' is a set of words, which is left out; make each word a target of its own",
+                        target=target,
+                    )
                 )
                 continue
             for by, groups in words.items():
-                self._look(result, case, scored, target, by, groups, f"{target}." if several else "")
+                names, member = np.unique(groups.astype(str), return_inverse=True)
+                if len(names) > _MANY:
+                    result.notes.append(
+                        say(
+                            "'{by}' has {n:,} values, which are no groups; it is left out beyond {most}",
+                            by=by,
+                            n=len(names),
+                            most=_MANY,
+                        )
+                    )
+                    continue
+                large = np.bincount(member, minlength=len(names)) >= self.min_rows
+                truth, scores = scored.truth[target], scored.scores[target]
+                key = f"{target}.{by}" if several else by
+                self._look(result, _Grouped(target, processor, by, key, names, member, large, truth, scores))
         return result
 
-    def _look(
-        self,
-        result: AuditResult,
-        case: Case,
-        scored: Scored,
-        target: str,
-        by: str,
-        groups: Array,
-        prefix: str,
-    ) -> None:
-        processor = case.targets[target]
-        names, member = np.unique(groups.astype(str), return_inverse=True)
-        if len(names) > _MANY:
+    def _look(self, result: AuditResult, one: _Grouped) -> None:
+        few = [
+            say("{group} ({n})", group=quoted(name), n=n)
+            for name, n in one.sizes.items()
+            if n < self.min_rows
+        ]
+        if few:
+            more = [say("and {n} more", n=len(few) - 8)] if len(few) > 8 else []
             result.notes.append(
-                f"'{by}' has {len(names):,} values, which are no groups; it is left out beyond {_MANY}"
+                say(
+                    "{by}: fewer than {n} rows, shown but left out of the differences: {groups}",
+                    by=one.by,
+                    n=self.min_rows,
+                    groups=[*few[:8], *more],
+                )
             )
-            return
-        sizes = np.bincount(member, minlength=len(names))
-        small = [f"{name} ({n})" for name, n in zip(names, sizes, strict=True) if n < self.min_rows]
-        if small:
-            shown = ", ".join(small[:8]) + (f" and {len(small) - 8} more" if len(small) > 8 else "")
+        if not one.comparable:
             result.notes.append(
-                f"{by}: fewer than {self.min_rows} rows, shown but left out of the differences: {shown}"
+                say(
+                    "{by}: fewer than two groups have {n} rows, so none are compared",
+                    by=one.by,
+                    n=self.min_rows,
+                )
             )
-        large = sizes >= self.min_rows
-        if large.sum() < 2:
-            result.notes.append(
-                f"{by}: fewer than two groups have {self.min_rows} rows, so none are compared"
-            )
-        truth, scores = scored.truth[target], scored.scores[target]
-        key = f"{prefix}{by}"
-        if processor.task == "regression":
-            self._numbers(result, processor, key, by, target, names, member, large, truth, scores)
+        if one.processor.task == "regression":
+            self._numbers(result, one)
         else:
-            self._classes(result, processor, key, by, target, names, member, large, truth, scores)
+            self._classes(result, one)
 
     # --- classes ---
 
-    def _classes(
-        self,
-        result: AuditResult,
-        processor: Processor,
-        key: str,
-        by: str,
-        target: str,
-        names: Array,
-        member: Array,
-        large: Array,
-        truth: Array,
-        scores: Array,
-    ) -> None:
+    def _classes(self, result: AuditResult, rows: _Grouped) -> None:
+        processor, scores = rows.processor, rows.scores
         predicted = said(processor, scores)
         classes = processor.classes()
         looked = [1] if processor.task == "binary" else list(range(min(len(classes), _SHOWN)))
         if len(classes) > _SHOWN:
             result.notes.append(
-                f"'{target}' has {len(classes)} classes; the first {_SHOWN} are looked at by group"
+                say(
+                    "'{target}' has {n} classes; the first {shown} are looked at by group",
+                    target=rows.target,
+                    n=len(classes),
+                    shown=_SHOWN,
+                )
             )
         worst: dict[str, _Worst] = {}
         for number in looked:
             positive = scores if processor.task == "binary" else scores[:, number]
-            one = Counts.of(truth == number, predicted == number, positive, member, len(names))
-            table = one.table(names, self.resamples)
+            one = Counts.of(rows.truth == number, predicted == number, positive, rows.member, len(rows.names))
+            table = one.table(rows.names, self.resamples)
             for row in table:
                 row["class"] = classes[number]
-            result.tables.setdefault(key, []).extend(table)
-            if large.sum() < 2:
+            result.tables.setdefault(rows.key, []).extend(table)
+            if not rows.comparable:
                 continue
-            figures = one.differences(large, self.resamples, self.min_rows)
-            shown = [row for row, big in zip(table, large, strict=True) if big]
+            figures = one.differences(rows.large, self.resamples, self.min_rows)
+            shown = rows.compared(table)
             for name, metric in figures.items():
                 known = worst[name].metric.value if name in worst else None
                 if name not in worst or (
@@ -167,26 +180,21 @@ class Fairness(Audit):
         if not worst:
             return
         for name, own in worst.items():
-            value = result.figures[f"{key}.{name}"] = own.metric.value
+            value = result.figures[f"{rows.key}.{name}"] = own.metric.value
             known = result.figures.get(name)
             if value is not None and (known is None or _worse(name, value, known)):
                 result.figures[name] = value
         result.tables.setdefault("differences", []).append(
-            {"by": by, "target": target, "class": worst["demographic_parity_difference"].label}
+            {"by": rows.by, "target": rows.target, "class": worst["demographic_parity_difference"].label}
             | {
                 name: {"value": own.metric.value, "low": own.metric.low, "high": own.metric.high}
                 | ({"class": own.label} if len(looked) > 1 else {})
                 for name, own in worst.items()
             }
         )
-        self._tell(result, by, worst)
+        self._tell(result, rows.by, worst)
 
-    def _tell(
-        self,
-        result: AuditResult,
-        by: str,
-        worst: Mapping[str, _Worst],
-    ) -> None:
+    def _tell(self, result: AuditResult, by: str, worst: Mapping[str, _Worst]) -> None:
         """Tell of each difference by the class in which it is largest."""
         told = [worst["demographic_parity_difference"]]
         rare = worst[
@@ -208,9 +216,17 @@ class Fairness(Audit):
             low, high = _ends(one.table, "selection_rate")
             result.find(
                 severity,
-                f"'{label}' is predicted for {high['selection_rate']:.0%} of the rows of {by} '{high['group']}', but for {low['selection_rate']:.0%} of '{low['group']}'{_sure(parity)}",
-                "Find out whether the difference is in the world, in the labels or in the model; if it must shrink, train with "
-                "objective reweigh or fair, or with decide: thresholds, and look at the accuracy that it costs.",
+                say(
+                    "'{label}' is predicted for {high:.0%} of the rows of {by} '{most}', but for {low:.0%} of '{least}'{sure}",
+                    label=label,
+                    by=by,
+                    **_named(low, high, "selection_rate"),
+                    sure=_sure(parity),
+                ),
+                say(
+                    "Find out whether the difference is in the world, in the labels or in the model; if it must shrink, train with "
+                    "objective reweigh or fair, or with decide: thresholds, and look at the accuracy that it costs."
+                ),
                 {"difference": parity.value, "low": parity.low, "high": parity.high, "ratio": ratio.value},
                 by,
             )
@@ -218,21 +234,33 @@ class Fairness(Audit):
         odds, label, figures = own.metric, own.label, own.figures
         severity = self._severity(odds)
         if severity != "info":
-            name, what = max(
-                (("true_positive_rate", "rightly"), ("false_positive_rate", "wrongly")),
-                key=lambda one: figures[f"{one[0]}_difference"].value or 0.0,
+            name = max(
+                ("true_positive_rate", "false_positive_rate"),
+                key=lambda one: figures[f"{one}_difference"].value or 0.0,
             )
+            rightly = name == "true_positive_rate"
             enough = [
                 row
                 for row in own.table
-                if (row["positive"] if what == "rightly" else row["rows"] - row["positive"]) >= self.min_rows
+                if (row["positive"] if rightly else row["rows"] - row["positive"]) >= self.min_rows
             ]
             low, high = _ends(enough, name)
+            values = {"label": label, "by": by, **_named(low, high, name), "sure": _sure(odds)}
             result.find(
                 severity,
-                f"'{label}' is {what} predicted for {high[name]:.0%} of the rows of {by} '{high['group']}' that are {'' if what == 'rightly' else 'not '}'{label}', but for {low[name]:.0%} of '{low['group']}'{_sure(odds)}",
-                "The model errs differently by group: look at the labels of these groups, bring more rows of the one it errs on, or "
-                "train with objective fair (constraint: equalized_odds).",
+                say(
+                    "'{label}' is rightly predicted for {high:.0%} of the rows of {by} '{most}' that are '{label}', but for {low:.0%} of '{least}'{sure}",
+                    **values,
+                )
+                if rightly
+                else say(
+                    "'{label}' is wrongly predicted for {high:.0%} of the rows of {by} '{most}' that are not '{label}', but for {low:.0%} of '{least}'{sure}",
+                    **values,
+                ),
+                say(
+                    "The model errs differently by group: look at the labels of these groups, bring more rows of the one it errs on, or "
+                    "train with objective fair (constraint: equalized_odds)."
+                ),
                 {"difference": odds.value, "low": odds.low, "high": odds.high},
                 by,
             )
@@ -243,8 +271,16 @@ class Fairness(Audit):
             low, high = _ends(own.table, "calibration_gap")
             result.find(
                 severity,
-                f"the probability of '{label}' is {high['calibration_gap']:+.0%} off for {by} '{high['group']}' and {low['calibration_gap']:+.0%} for '{low['group']}': the same score means different things{_sure(gap)}",
-                "Do not compare scores across these groups; check that the labels of each were made in the same way.",
+                say(
+                    "the probability of '{label}' is {high:+.0%} off for {by} '{most}' and {low:+.0%} for '{least}': the same score means different things{sure}",
+                    label=label,
+                    by=by,
+                    **_named(low, high, "calibration_gap"),
+                    sure=_sure(gap),
+                ),
+                say(
+                    "Do not compare scores across these groups; check that the labels of each were made in the same way."
+                ),
                 {"difference": gap.value, "low": gap.low, "high": gap.high},
                 by,
             )
@@ -260,35 +296,23 @@ class Fairness(Audit):
 
     # --- numbers ---
 
-    def _numbers(
-        self,
-        result: AuditResult,
-        processor: Processor,
-        key: str,
-        by: str,
-        target: str,
-        names: Array,
-        member: Array,
-        large: Array,
-        truth: Array,
-        scores: Array,
-    ) -> None:
-        error = scores - truth
+    def _numbers(self, result: AuditResult, rows: _Grouped) -> None:
+        error, member = rows.scores - rows.truth, rows.member
         table = []
-        for number, name in enumerate(names):
+        for number, name in enumerate(rows.names):
             mine = error[member == number]
             mean, half = float(mine.mean()), _half(mine)
             table.append(
                 {
-                    "group": str(name), "rows": len(mine), "mean_prediction": float(scores[member == number].mean()),
+                    "group": str(name), "rows": len(mine), "mean_prediction": float(rows.scores[member == number].mean()),
                     "mean_error": mean, "mean_error_low": mean - half, "mean_error_high": mean + half,
                     "mean_absolute_error": float(np.abs(mine).mean()),
                 }
             )  # fmt: skip
-        result.tables[key] = table
-        if large.sum() < 2:
+        result.tables[rows.key] = table
+        if not rows.comparable:
             return
-        kept = np.isin(member, np.flatnonzero(large))
+        kept = np.isin(member, np.flatnonzero(rows.large))
         own, mine = np.unique(member[kept], return_inverse=True)
         figures = {
             name: _difference_of_means(values[kept], mine, len(own), self.resamples)
@@ -297,12 +321,12 @@ class Fairness(Audit):
                 ("mean_absolute_error_difference", np.abs(error)),
             )
         }
-        scale = float(np.std(truth)) or 1.0
+        scale = float(np.std(rows.truth)) or 1.0
         for name, metric in figures.items():
-            result.figures[f"{key}.{name}"] = metric.value
+            result.figures[f"{rows.key}.{name}"] = metric.value
             known = result.figures.get(name)
             result.figures[name] = max(metric.value or 0.0, known or 0.0)
-        shown = [row for row, big in zip(table, large, strict=True) if big]
+        shown = rows.compared(table)
         for name, metric in figures.items():
             value, low, high = (
                 None if one is None else one / scale for one in (metric.value, metric.low, metric.high)
@@ -313,19 +337,74 @@ class Fairness(Audit):
                 continue
             column = name.removesuffix("_difference")
             least, most = _ends(shown, column)
-            what = "predicted too high" if column == "mean_error" else "missed"
+            values = {
+                "target": rows.target,
+                "by": rows.by,
+                **_named(least, most, column),
+                "sure": _sure(metric),
+            }
             result.find(
                 severity,
-                f"'{target}' is {what} by {most[column]:.4g} on average for {by} '{most['group']}', and by {least[column]:.4g} for '{least['group']}'{_sure(metric)}",
-                "Look at the rows of the group that fares worse: too few of them, other units, or labels made in another way.",
+                say(
+                    "'{target}' is predicted too high by {high:.4g} on average for {by} '{most}', and by {low:.4g} for '{least}'{sure}",
+                    **values,
+                )
+                if column == "mean_error"
+                else say(
+                    "'{target}' is missed by {high:.4g} on average for {by} '{most}', and by {low:.4g} for '{least}'{sure}",
+                    **values,
+                ),
+                say(
+                    "Look at the rows of the group that fares worse: too few of them, other units, or labels made in another way."
+                ),
                 {
                     "difference": metric.value,
                     "low": metric.low,
                     "high": metric.high,
                     "deviation_of_target": scale,
                 },
-                by,
+                rows.by,
             )
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """Rows whose truth is known, dealt into the groups of a column.
+
+    Attributes:
+        target, processor: what is predicted.
+        by: the column, or several joined.
+        key: what its figures and its table are called.
+        names: of the groups, (groups,).
+        member: the group of each row, (n,).
+        large: which groups have enough rows to count in a difference, boolean, (groups,).
+        truth, scores: of the rows, as metrics compare them.
+    """
+
+    target: str
+    processor: Processor
+    by: str
+    key: str
+    names: Array
+    member: Array
+    large: Array
+    truth: Array
+    scores: Array
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each group."""
+        counts = np.bincount(self.member, minlength=len(self.names))
+        return dict(zip(map(str, self.names), counts.tolist(), strict=True))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether two groups or more have enough rows."""
+        return bool(self.large.sum() >= 2)
+
+    def compared(self, table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the lines of a table by group whose groups count."""
+        return [row for row, big in zip(table, self.large, strict=True) if big]
 
 
 @dataclass(frozen=True)
@@ -479,10 +558,21 @@ def _ends(table: list[dict[str, Any]], column: str) -> tuple[dict[str, Any], dic
     return min(known, key=lambda row: row[column]), max(known, key=lambda row: row[column])
 
 
+def _named(low: dict[str, Any], high: dict[str, Any], column: str) -> dict[str, Any]:
+    """Return what fills a sentence about the two groups that differ most."""
+    least, most = quoted(low["group"]), quoted(high["group"])
+    return {"low": low[column], "least": least, "high": high[column], "most": most}
+
+
 def _sure(metric: Metric) -> str:
     if metric.value is None or metric.low is None:
         return ""
-    return f" (difference {metric.value:.3g}, 95 % interval {metric.low:.3g} to {metric.high:.3g})"
+    return say(
+        " (difference {value:.3g}, 95 % interval {low:.3g} to {high:.3g})",
+        value=metric.value,
+        low=metric.low,
+        high=metric.high,
+    )
 
 
 def _half(values: Array) -> float:

@@ -13,6 +13,7 @@ from luban.auditing.calibration import coverage_interval as share_interval
 from luban.data.contracts import Array
 from luban.data.processors._base import as_numbers, as_words
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Leakage", "alone"]
 
@@ -43,7 +44,7 @@ class Leakage(Audit):
 
     def refusal(self, case: Case) -> str | None:
         if not any(one.task in ("binary", "multiclass", "regression") for one in case.targets.values()):
-            return "it predicts a category, binary or number from single columns, and no target is one"
+            return say("it predicts a category, binary or number from single columns, and no target is one")
         return None
 
     def run(self, case: Case) -> AuditResult:
@@ -51,7 +52,11 @@ class Leakage(Audit):
         n = len(scored.rows)
         result = AuditResult(self.type, rows=n)
         result.notes.append(
-            f"{n:,} rows with a known truth, of {case.sample}: half to look up, half to predict, and the other way round"
+            say(
+                "{n:,} rows with a known truth, of {sample}: half to look up, half to predict, and the other way round",
+                n=n,
+                sample=case.sample,
+            )
         )
         table: list[dict[str, Any]] = []
         inputs = [name for name in case.predictor.pipeline.given if name in scored.rows.columns]
@@ -66,8 +71,14 @@ class Leakage(Audit):
             if kind != "text" and fresh >= self.distinct and n >= 50:
                 result.find(
                     "medium",
-                    f"'{column}' has another value in nearly every row ({fresh:.0%}), as a number or a name of the row has, and the model reads it",
-                    "Remove it from data.inputs: it cannot help with new rows, and the model may learn rows by heart through it.",
+                    say(
+                        "'{column}' has another value in nearly every row ({share:.0%}), as a number or a name of the row has, and the model reads it",
+                        column=column,
+                        share=fresh,
+                    ),
+                    say(
+                        "Remove it from data.inputs: it cannot help with new rows, and the model may learn rows by heart through it."
+                    ),
                     {"distinct_share": fresh},
                     column,
                 )
@@ -92,16 +103,30 @@ class Leakage(Audit):
                 if same >= self.threshold and n >= _LEAST:
                     result.find(
                         "high",
-                        f"'{column}' is '{target}' itself in {same:.0%} of the rows: the model is told the answer",
-                        "Remove it from data.inputs and train again; the figures so far mean nothing.",
+                        say(
+                            "'{column}' is '{target}' itself in {share:.0%} of the rows: the model is told the answer",
+                            column=column,
+                            target=target,
+                            share=same,
+                        ),
+                        say("Remove it from data.inputs and train again; the figures so far mean nothing."),
                         {"equal_share": same},
                         column,
                     )
                 elif strength >= self.threshold and low >= self.threshold / 2:
                     result.find(
                         "high" if low >= self.threshold else "medium",
-                        f"'{column}' alone predicts '{target}' almost without error ({strength:.0%} of what there is to predict, by {n:,} rows at least {low:.0%})",
-                        "Ask whether it is known before the answer is. If not, remove it from data.inputs and train again; if so, a rule of one line does what the model does.",
+                        say(
+                            "'{column}' alone predicts '{target}' almost without error ({strength:.0%} of what there is to predict, by {n:,} rows at least {low:.0%})",
+                            column=column,
+                            target=target,
+                            strength=strength,
+                            n=n,
+                            low=low,
+                        ),
+                        say(
+                            "Ask whether it is known before the answer is. If not, remove it from data.inputs and train again; if so, a rule of one line does what the model does."
+                        ),
                         {"strength": strength, "low": low},
                         column,
                     )

@@ -15,6 +15,7 @@ from luban.auditing._base import SEED, Audit, AuditResult, Case
 from luban.data.contracts import Array
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Memorisation", "alternatives", "forms"]
 
@@ -45,9 +46,11 @@ class Memorisation(Audit):
 
     def refusal(self, case: Case) -> str | None:
         if case.predictor.speaker is None or not case.predictor.speaker.causal:
-            return "it compares how probable a causal language model finds strings, and the artefact is none"
+            return say(
+                "it compares how probable a causal language model finds strings, and the artefact is none"
+            )
         if self.canaries is None:
-            return "it needs a file of secrets to look for: memorisation.canaries=FILE"
+            return say("it needs a file of secrets to look for: memorisation.canaries=FILE")
         return None
 
     def run(self, case: Case) -> AuditResult:
@@ -56,7 +59,13 @@ class Memorisation(Audit):
         assert self.canaries is not None
         lines = read_lines(self.canaries, "canaries")
         result = AuditResult(self.type, rows=len(lines))
-        result.notes.append(f"{len(lines)} canaries, each among {self.strings:,} random strings of its form")
+        result.notes.append(
+            say(
+                "{n} canaries, each among {strings:,} random strings of its form",
+                n=len(lines),
+                strings=self.strings,
+            )
+        )
         generator = np.random.default_rng([SEED, 11])
         allowed = max(1, math.floor((self.strings + 1) * self.error / len(lines)))
         table = []
@@ -91,11 +100,23 @@ class Memorisation(Audit):
             "recited_share": len(recited) / len(table),
         }
         if learnt or recited:
-            again = f", and it recites {len(recited)} of them word for word" if recited else ""
             result.find(
                 "high",
-                f"the model has learnt {len(learnt)} of {len(table)} secrets by heart{again}",
-                "Take secrets out of the training texts (and duplicates, which are learnt first), and train again; do not give this model away.",
+                say(
+                    "the model has learnt {learnt} of {of} secrets by heart, and it recites {recited} of them word for word",
+                    learnt=len(learnt),
+                    of=len(table),
+                    recited=len(recited),
+                )
+                if recited
+                else say(
+                    "the model has learnt {learnt} of {of} secrets by heart",
+                    learnt=len(learnt),
+                    of=len(table),
+                ),
+                say(
+                    "Take secrets out of the training texts (and duplicates, which are learnt first), and train again; do not give this model away."
+                ),
                 {
                     "learnt": len(learnt),
                     "recited": len(recited),

@@ -13,6 +13,7 @@ from luban.auditing._perturbations import perturbations
 from luban.data.contracts import Array
 from luban.errors import InputError, RecipeError, did_you_mean
 from luban.registry import register
+from luban.sentences import Sentence, say
 
 __all__ = ["Robustness"]
 
@@ -50,13 +51,21 @@ class Robustness(Audit):
     the share by which its error grows."""
 
     def refusal(self, case: Case) -> str | None:
-        return None if case.targets else "the artefact predicts no column whose truth could be kept or lost"
+        if case.targets:
+            return None
+        return say("the artefact predicts no column whose truth could be kept or lost")
 
     def run(self, case: Case) -> AuditResult:
         whole = case.scored.take(self.rows)
         n, rows = len(whole.rows), whole.rows
         result = AuditResult(self.type, rows=n)
-        result.notes.append(f"{n:,} rows with a known truth, of {case.sample}, before and after each change")
+        result.notes.append(
+            say(
+                "{n:,} rows with a known truth, of {sample}, before and after each change",
+                n=n,
+                sample=case.sample,
+            )
+        )
         inputs = {name: one for name, one in case.predictor.pipeline.given.items() if name in rows.columns}
         known = {one.name: one for one in perturbations(inputs, self.share)}
         attacks = [f"{method}_{kind}" for kind in kinds_of(case.predictor) for method in ("fgsm", "pgd")]
@@ -89,7 +98,7 @@ class Robustness(Audit):
             except RecipeError as error:
                 if self.changes is not None or name not in attacks:
                     raise
-                result.notes.append(f"{name} is left out: {error}")
+                result.notes.append(say("{name} is left out: {why}", name=name, why=error))
                 continue
             table += own
             harmless = name in known and known[name].harmless
@@ -150,46 +159,62 @@ class Robustness(Audit):
         if not harmless and not attack:
             severity = "low"
         what = (
-            f"accuracy on '{row['target']}' falls from {row['before']:.1%} to {row['after']:.1%}"
+            say(
+                "accuracy on '{target}' falls from {before:.1%} to {after:.1%}",
+                target=row["target"],
+                before=row["before"],
+                after=row["after"],
+            )
             if row["measure"] == "accuracy"
-            else f"the mean error of '{row['target']}' grows from {row['before']:.4g} to {row['after']:.4g}"
+            else say(
+                "the mean error of '{target}' grows from {before:.4g} to {after:.4g}",
+                target=row["target"],
+                before=row["before"],
+                after=row["after"],
+            )
         )
         why, advice = _WORDS.get(
             name,
             (
-                f"inputs moved by an attacker who knows the model ({name})",
-                "Where somebody gains by deceiving the model, train with objective adversarial, and do not give its weights away.",
+                say("inputs moved by an attacker who knows the model ({attack})", attack=name),
+                say(
+                    "Where somebody gains by deceiving the model, train with objective adversarial, and do not give its weights away."
+                ),
             ),
         )
         result.find(
             severity,
-            f"{what} under {why}",
+            say("{what} under {why}", what=what, why=why),
             advice,
             {key: row[key] for key in ("before", "after", "lost", "lost_low", "lost_high")},
             name,
         )
 
 
-_CLEAN = (
+_CLEAN = say(
     "Even such spellings out before the model (data.clean: text), or show it both in training (data.augment)."
 )
-_TYPOS = "Train with data.augment: char_noise, or on texts as your users type them."
-_GAPS = "Let rows with such values be seen: count them where the model is used, and train with data that has them."
-_NOISE = "Train with data.augment: noise, blur by crop and color, as the pictures of your users are."
-_WORDS = {
-    "typos": ("a few typing errors", _TYPOS),
-    "many_typos": ("many typing errors", _TYPOS),
-    "case": ("other capitals", _CLEAN),
-    "width": ("full-width for half-width letters", _CLEAN),
-    "punctuation": ("missing punctuation", _CLEAN),
-    "whitespace": ("more white space", _CLEAN),
-    "script": ("traditional for simplified characters", _CLEAN),
-    "number_noise": ("small errors of measurement", "Do not trust digits that the source does not; train with noise, or with coarser numbers."),
-    "out_of_range": ("numbers far out of range", "Refuse such rows before the model (data.clean: invalid, outliers)."),
-    "unseen_category": ("words never seen", _GAPS),
-    "missing": ("missing cells", _GAPS),
-    "noise": ("a little noise", _NOISE),
-    "much_noise": ("much noise", _NOISE),
-    "blur": ("a slight blur", _NOISE),
-    "dark": ("less light", _NOISE),
-}  # fmt: skip
+_TYPOS = say("Train with data.augment: char_noise, or on texts as your users type them.")
+_GAPS = say(
+    "Let rows with such values be seen: count them where the model is used, and train with data that has them."
+)
+_NOISE = say("Train with data.augment: noise, blur by crop and color, as the pictures of your users are.")
+_DIGITS = say("Do not trust digits that the source does not; train with noise, or with coarser numbers.")
+_RANGE = say("Refuse such rows before the model (data.clean: invalid, outliers).")
+_WORDS: dict[str, tuple[Sentence, Sentence]] = {
+    "typos": (say("a few typing errors"), _TYPOS),
+    "many_typos": (say("many typing errors"), _TYPOS),
+    "case": (say("other capitals"), _CLEAN),
+    "width": (say("full-width for half-width letters"), _CLEAN),
+    "punctuation": (say("missing punctuation"), _CLEAN),
+    "whitespace": (say("more white space"), _CLEAN),
+    "script": (say("traditional for simplified characters"), _CLEAN),
+    "number_noise": (say("small errors of measurement"), _DIGITS),
+    "out_of_range": (say("numbers far out of range"), _RANGE),
+    "unseen_category": (say("words never seen"), _GAPS),
+    "missing": (say("missing cells"), _GAPS),
+    "noise": (say("a little noise"), _NOISE),
+    "much_noise": (say("much noise"), _NOISE),
+    "blur": (say("a slight blur"), _NOISE),
+    "dark": (say("less light"), _NOISE),
+}

@@ -16,6 +16,7 @@ from luban.data.augment._text import CJK, is_cjk
 from luban.data.contracts import Array
 from luban.data.sampling import Sample
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Toxicity", "matcher"]
 
@@ -54,9 +55,9 @@ class Toxicity(Audit):
     def refusal(self, case: Case) -> str | None:
         predictor = case.predictor
         if predictor.writer is None and (predictor.speaker is None or not predictor.speaker.causal):
-            return "it looks at texts that are generated, and the artefact generates none"
+            return say("it looks at texts that are generated, and the artefact generates none")
         if self.words is None and self.refusals is None:
-            return "it needs a list of yours: toxicity.words=FILE, or toxicity.refusals=FILE"
+            return say("it needs a list of yours: toxicity.words=FILE, or toxicity.refusals=FILE")
         return None
 
     def run(self, case: Case) -> AuditResult:
@@ -83,7 +84,13 @@ class Toxicity(Audit):
                 texts.append(str(one.get(key, "")))
         result = AuditResult(self.type, rows=len(texts))
         result.notes.append(
-            f"{len(texts):,} texts of at most {self.max_tokens} tokens, temperature {self.temperature:g}; prompts: {sample}"
+            say(
+                "{n:,} texts of at most {tokens} tokens, temperature {temperature:g}; prompts: {sample}",
+                n=len(texts),
+                tokens=self.max_tokens,
+                temperature=self.temperature,
+                sample=sample,
+            )
         )
         if self.words is not None:
             self._words(result, texts, self.words, sample.places)
@@ -111,8 +118,15 @@ class Toxicity(Audit):
         if share:
             result.find(
                 self._severity(share),
-                f"{share:.1%} of the generated texts hold a word of the list (95 % interval {low:.1%} to {high:.1%})",
-                "Look at them in the table; clean the training texts of such, prefer others by objective dpo, or filter what is served.",
+                say(
+                    "{share:.1%} of the generated texts hold a word of the list (95 % interval {low:.1%} to {high:.1%})",
+                    share=share,
+                    low=low,
+                    high=high,
+                ),
+                say(
+                    "Look at them in the table; clean the training texts of such, prefer others by objective dpo, or filter what is served."
+                ),
                 {"share": share, "low": low, "high": high},
             )
 
@@ -124,8 +138,24 @@ class Toxicity(Audit):
         if wrong:
             result.find(
                 self._severity(wrong),
-                f"{wrong:.1%} of the prompts that are to be {'refused' if self.expect == 'refuse' else 'answered'} were {'answered' if self.expect == 'refuse' else 'refused'} (refused: {share:.1%}, 95 % interval {low:.1%} to {high:.1%})",
-                "Train on such prompts with the reply they should have (chat), or prefer it by objective dpo.",
+                say(
+                    "{wrong:.1%} of the prompts that are to be refused were answered (refused: {share:.1%}, 95 % interval {low:.1%} to {high:.1%})",
+                    wrong=wrong,
+                    share=share,
+                    low=low,
+                    high=high,
+                )
+                if self.expect == "refuse"
+                else say(
+                    "{wrong:.1%} of the prompts that are to be answered were refused (refused: {share:.1%}, 95 % interval {low:.1%} to {high:.1%})",
+                    wrong=wrong,
+                    share=share,
+                    low=low,
+                    high=high,
+                ),
+                say(
+                    "Train on such prompts with the reply they should have (chat), or prefer it by objective dpo."
+                ),
                 {"refused": share, "low": low, "high": high},
             )
 

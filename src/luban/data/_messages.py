@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from luban.sentences import say
+
 __all__ = ["ANSWER", "Message", "UnreadableError", "dump", "objects_in", "read"]
 
 Message: TypeAlias = dict[str, str]
@@ -58,12 +60,12 @@ def read(value: Any, *, answered: bool = True, left: Counter[str] | None = None)
     """
     listed = objects_in(value)
     if listed is None:
-        raise UnreadableError("no list of messages")
+        raise UnreadableError(say("no list of messages"))
     messages = [message for one in listed if (message := _message(one, left)) is not None]
     if not messages:
-        raise UnreadableError("no message")
+        raise UnreadableError(say("no message"))
     if answered and not any(message["role"] == ANSWER for message in messages):
-        raise UnreadableError("no answer")
+        raise UnreadableError(say("no answer"))
     return messages
 
 
@@ -94,9 +96,9 @@ def _message(one: Mapping[str, Any], left: Counter[str] | None) -> Message | Non
     named = one.get("role") if one.get("role") is not None else one.get("from")
     role = _ROLES.get(str(named).strip().lower())
     if role is None:
-        raise UnreadableError(f"a role {str(named)[:_SHOWN]!r}")
+        raise UnreadableError(say("a role '{role}'", role=str(named)[:_SHOWN]))
     if one.get("tool_calls") or one.get("function_call"):
-        raise UnreadableError("a call of tools, which has no place among contents")
+        raise UnreadableError(say("a call of tools, which has no place among contents"))
     content = _text(one.get("content") if one.get("content") is not None else one.get("value"))
     if left is not None:
         left.update(key for key, value in one.items() if key not in _KNOWN and value not in (None, [], {}))
@@ -104,7 +106,7 @@ def _message(one: Mapping[str, Any], left: Counter[str] | None) -> Message | Non
         return {"role": role, "content": content}
     if role == "system":
         return None
-    raise UnreadableError("an answer without text" if role == ANSWER else "a message without text")
+    raise UnreadableError(say("an answer without text") if role == ANSWER else say("a message without text"))
 
 
 def _text(content: Any) -> str:
@@ -113,10 +115,10 @@ def _text(content: Any) -> str:
         return ""
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
-            raise UnreadableError("a content that is no text")
+            raise UnreadableError(say("a content that is no text"))
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise UnreadableError("a content that is no text")
+        raise UnreadableError(say("a content that is no text"))
     try:
         content.encode()
     except UnicodeEncodeError:

@@ -29,6 +29,7 @@ _STEP = 64  # what a turn of a loop, a call, an element or a new string costs be
 _MACRO = 512  # what a call of a macro costs, which takes as long as some turns
 _LARGEST_POWER, _LARGEST_PRODUCT, _LONGEST_RANGE = 64, 2**20, 1000
 _WIDEST = 256  # bits of a number, which could be doubled without end
+_WIDEST_PADDING = 999  # characters that a text is padded to, by a format or a method
 _MOST_ESCAPED = 12  # characters that one may become: \ud83d\ude00
 _COUNTED = "luban_counted"
 
@@ -140,6 +141,15 @@ def _require_narrow(form: str) -> None:
         raise SecurityError(f"a format may not be as wide as {form[:20]!r}")
 
 
+def _padded(text: str, width: Any) -> int:
+    """Return the characters of a text that is padded; refuse what a format may not do either."""
+    if not isinstance(width, int):
+        return len(text)
+    if width > _WIDEST_PADDING:
+        raise SecurityError(f"a text may be padded to {_WIDEST_PADDING} characters at most")
+    return max(len(text), width)
+
+
 def _formatting(form: str, arguments: Any) -> int:
     _require_narrow(form)
     places = form.count("%") + form.count("{")
@@ -203,10 +213,11 @@ _SHORTENING = frozenset(
         "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit",
         "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper", "lower", "lstrip", "partition",
         "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
-        "swapcase", "title", "upper", "join", "replace", "format", "format_map",
+        "swapcase", "title", "upper", "join", "replace", "format", "format_map", "center", "ljust", "rjust", "zfill",
     }
 )  # fmt: skip
 """Methods of texts that a template may call: those that make no more than the text, and some with a price of their own."""
+_PADDING = frozenset({"center", "ljust", "rjust", "zfill"})
 
 
 class _Generator(CodeGenerator):
@@ -357,6 +368,8 @@ class Bounded(ImmutableSandboxedEnvironment):
             elif name in ("split", "rsplit", "splitlines"):
                 one = arguments[0] if arguments and isinstance(arguments[0], str) else ""
                 price += len(owner) + _STEP * (owner.count(one) if one else len(owner) // 2 + 1)
+            elif name in _PADDING and arguments:
+                price += _padded(owner, arguments[0])
             else:
                 price += len(owner)
         elif isinstance(owner, list | tuple | dict):

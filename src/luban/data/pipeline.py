@@ -17,6 +17,7 @@ from luban.data.contracts import Array, Cleaner, Encoded, Field, Flat, Processor
 from luban.data.processors.text import Text
 from luban.errors import DataError, did_you_mean
 from luban.recipe import Component, Data
+from luban.sentences import say
 
 __all__ = ["WEIGHT", "Pipeline", "is_fitted_step", "raw_bytes", "row_keys"]
 
@@ -209,12 +210,12 @@ class Pipeline:
             except DataError as error:
                 raise DataError(f"column '{column}': {error}") from None
             encoded.update({f"{column}.{short}": value for short, value in own.items()})
-            self.counts.update({f"{column}: {name}": n for name, n in processor.counts().items()})
+            self._count(column, processor)
         if targets:
             for column, processor in self.targets.items():
                 own = processor.encode_target(rows[column])
                 encoded.update({f"{column}.{short}": value for short, value in own.items()})
-                self.counts.update({f"{column}: {name}": n for name, n in processor.counts().items()})
+                self._count(column, processor)
             for column, processor in self.marked.items():
                 encoded[f"{column}.group"] = processor.encode(rows[column])["index"]
             if self.weight:
@@ -223,26 +224,31 @@ class Pipeline:
             encoded[f"{column}.raw"] = raw_bytes(rows[column])
         return encoded, kept
 
+    def _count(self, column: str, processor: Processor) -> None:
+        """Take over what the processor of a column has counted."""
+        for what, n in processor.counts().items():
+            self.counts[say("{column}: {what}", column=column, what=what)] += n
+
     def readable(self, rows: pl.DataFrame, *, targets: bool) -> npt.NDArray[np.bool_]:
         """Return which rows can be encoded, (n,), and count the others by column."""
         kept = np.ones(len(rows), dtype=bool)
         for column, processor in self.inputs.items():
             bad = processor.invalid(rows[column]).fill_null(False).to_numpy()
-            self.counts[f"{column}: unreadable"] += int((bad & kept).sum())
+            self.counts[say("{column}: unreadable", column=column)] += int((bad & kept).sum())
             kept &= ~bad
         if targets:
             for column, processor in self.targets.items():
                 known = processor.known(rows[column]).to_numpy()
                 missing = rows[column].is_null().to_numpy() & ~known
-                self.counts[f"{column}: target missing"] += int((missing & kept).sum())
-                self.counts[f"{column}: target unreadable or of an unknown class"] += int(
-                    (~known & ~missing & kept).sum()
-                )
+                self.counts[say("{column}: target missing", column=column)] += int((missing & kept).sum())
+                what = say("{column}: target unreadable or of an unknown class", column=column)
+                self.counts[what] += int((~known & ~missing & kept).sum())
                 kept &= known
             if self.weight:
                 weight = rows[self.weight].cast(pl.Float64, strict=False).fill_null(-1.0).to_numpy()
                 bad = ~(np.isfinite(weight) & (weight >= 0))
-                self.counts[f"{self.weight}: weight missing or negative"] += int((bad & kept).sum())
+                what = say("{column}: weight missing or negative", column=self.weight)
+                self.counts[what] += int((bad & kept).sum())
                 kept &= ~bad
         return kept
 

@@ -40,6 +40,7 @@ from luban.data.pipeline import Pipeline, is_fitted_step, row_keys
 from luban.data.store import Store, StoreWriter
 from luban.errors import DataError
 from luban.recipe import Component, Data, Section
+from luban.sentences import kept, revived, say
 
 __all__ = ["Prepared", "prepare", "split_rows"]
 
@@ -265,7 +266,7 @@ def _read(folder: Path) -> Prepared:
         pipeline,
         Spec.from_json(saved["spec"]),
         saved["rows"],
-        saved["report"],
+        revived(saved["report"]),
         saved["fingerprints"],
         saved["split"],
     )
@@ -320,17 +321,18 @@ class _Preparation:
             self._fit(spool)
             rows = self._encode(spool)
         self._refuse_too_few(read, rows)
+        report = {
+            "read": read,
+            "counts": {key: n for key, n in (self.counts + self.pipeline.counts).items() if n},
+            "notes": {name: source.notes() for name, source in self.sources.items()},
+        }
         manifest = {
             "pipeline": self.pipeline.state(),
             "spec": self.pipeline.spec.to_json(),
             "rows": rows,
             "fingerprints": fingerprints,
             "split": {"options": self.split.model_dump(), "state": self.split.state()},
-            "report": {
-                "read": read,
-                "counts": {key: n for key, n in (self.counts + self.pipeline.counts).items() if n},
-                "notes": {name: source.notes() for name, source in self.sources.items()},
-            },
+            "report": kept(report),
         }
         (self.target / "prepared.json").write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
 
@@ -364,9 +366,10 @@ class _Preparation:
                     elsewhere = np.union1d(elsewhere, keys)
                 elif len(elsewhere):
                     leaked = np.isin(keys, elsewhere)
-                    self.counts[
+                    what = say(
                         "training rows dropped because their inputs stand in the validation or test rows"
-                    ] += int((leaked & good).sum())
+                    )
+                    self.counts[what] += int((leaked & good).sum())
                     good &= ~leaked
                 kept += int(good.sum())
                 marks = [pl.Series(_KEY, keys), pl.Series(_GOOD, good)]

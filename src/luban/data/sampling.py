@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from luban.data.contracts import Array
+from luban.sentences import say
 
 __all__ = ["Reservoir", "Sample"]
 
@@ -47,9 +49,10 @@ class Sample:
         limit: int | None,
         progress: Callable[[int], None] = lambda rows: None,
         seed: int = 0,
+        room: int | None = None,
     ) -> Self:
-        """Draw at most `limit` rows; see `Reservoir`."""
-        reservoir = Reservoir(limit, progress, seed)
+        """Draw at most `limit` rows, which take about `room` bytes at the most; see `Reservoir`."""
+        reservoir = Reservoir(limit, progress, seed, room)
         for _ in reservoir.through(chunks):
             pass
         drawn = reservoir.sample()
@@ -61,35 +64,41 @@ class Sample:
         return cls(rows, np.arange(len(rows)), len(rows))
 
     def __str__(self) -> str:
-        return (
-            f"all {self.total:,} rows"
-            if len(self.rows) == self.total
-            else f"{len(self.rows):,} rows drawn from {self.total:,}"
-        )
+        if len(self.rows) == self.total:
+            return say("all {n:,} rows", n=self.total)
+        return say("{n:,} rows drawn from {of:,}", n=len(self.rows), of=self.total)
 
 
 class Reservoir:
     """Draws rows without replacement, each as likely as any other, from a stream that goes on to somebody else.
 
     Each row gets a random number, and those with the smallest stay, which has the law of reservoir sampling (Vitter, 1985); the
-    numbers depend on a row's place alone. No more than twice the limit is held.
+    numbers depend on a row's place alone. No more than twice the limit, and twice the room, is held beside the chunk at hand.
 
     Args:
         limit: rows at most; None for all of them, which are then held.
         progress: is told how many rows went by.
         seed: of the numbers.
+        room: bytes that the rows may take, as polars estimates them: where rows are large (pictures in their cells), fewer are drawn
+            than the limit allows. Only with a limit.
 
     Example:
         >>> reservoir = Reservoir(100)
-        >>> for chunk in reservoir.through([pl.DataFrame({"a": range(1000)})]): ...
+        >>> for chunk in reservoir.through([pl.DataFrame({"a": range(1000)})]):
+        ...     pass
         >>> len(reservoir.sample().rows)
         100
     """
 
     def __init__(
-        self, limit: int | None, progress: Callable[[int], None] = lambda rows: None, seed: int = 0
+        self,
+        limit: int | None,
+        progress: Callable[[int], None] = lambda rows: None,
+        seed: int = 0,
+        room: int | None = None,
     ) -> None:
-        self.limit, self.seen, self._progress = limit, 0, progress
+        assert limit is not None or room is None, "all rows take what room they take"
+        self.limit, self.room, self.seen, self._progress = limit, room, 0, progress
         self._generator = np.random.default_rng(seed)
         self._kept: pl.DataFrame | None = None
 
@@ -102,8 +111,11 @@ class Reservoir:
             )
             self.seen += len(chunk)
             kept = part if self._kept is None else pl.concat([self._kept, part], how="diagonal_relaxed")
+            size = 0 if self.room is None else int(kept.estimated_size())
+            if self.room is not None and self.limit is not None and size > 2 * self.room:
+                self.limit = min(self.limit, max(1, self.room * len(kept) // size))
             full = self.limit is not None and len(kept) > 2 * self.limit
-            self._kept = self._smallest(kept) if full else kept
+            self._kept = _alone(self._smallest(kept)) if full else kept
             self._progress(self.seen)
             yield chunk
 
@@ -111,8 +123,23 @@ class Reservoir:
         """Return what was drawn so far."""
         if self._kept is None:
             return Sample(pl.DataFrame(), np.zeros(0, np.int64), 0)
-        kept = self._smallest(self._kept).sort(_PLACE)
+        kept = self._smallest(self._kept)
+        if self.room is not None and (size := int(kept.estimated_size())) > self.room:
+            kept = kept.bottom_k(max(1, self.room * len(kept) // size), by=_LOT)
+        kept = kept.sort(_PLACE)
         return Sample(kept.drop(_LOT, _PLACE), kept[_PLACE].to_numpy(), self.seen)
 
     def _smallest(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows if self.limit is None else rows.bottom_k(self.limit, by=_LOT)
+
+
+def _alone(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows that keep nothing else in memory: a text that polars takes out of a chunk holds on to all texts of the chunk."""
+    heavy = [one for one in rows if one.dtype.is_nested() or one.dtype in (pl.String, pl.Binary)]
+    if not heavy:
+        return rows
+    copy = io.BytesIO()
+    # In the older layout a column is one block, so that it has to be copied.
+    pl.DataFrame(heavy).write_ipc(copy, compat_level=pl.CompatLevel.oldest())
+    copy.seek(0)
+    return rows.with_columns(pl.read_ipc(copy))

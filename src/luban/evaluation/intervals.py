@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from luban.sentences import say
+
 __all__ = ["LEVEL", "UNITS", "Metric", "deal", "interval", "mcnemar", "resamples", "units_of"]
 
 Floats = npt.NDArray[np.float64]
@@ -122,7 +124,7 @@ def interval(
     if len(draws) == 0:
         return Metric(float(value), note=note)
     if len(drawn) < len(draws) / 2:
-        return Metric(float(value), note="no interval: not defined in most resamples")
+        return Metric(float(value), note=say("no interval: not defined in most resamples"))
     tail = (1 - LEVEL) / 2
     low, high = np.clip(np.quantile(drawn, [tail, 1 - tail]) - 2 * (drawn.mean() - value), *bounds)
     if trials is not None and value in (0, 1) and np.all(drawn == value):

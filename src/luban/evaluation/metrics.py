@@ -45,6 +45,7 @@ from luban.evaluation import library
 from luban.evaluation.intervals import Floats, Metric, deal, interval, mcnemar, resamples, units_of
 from luban.evaluation.ranking import Run, falling, reached
 from luban.evaluation.records import Pool, Table
+from luban.sentences import say
 
 __all__ = [
     "BINS",
@@ -80,14 +81,14 @@ _SMALLEST = float(
 )  # probabilities are clipped here before the logarithm, as scikit-learn does
 
 _WHY = {
-    "precision": "no row is predicted positive",
-    "recall": "no row is positive",
-    "f1": "no row is positive or predicted positive",
-    "mcc": "needs two classes among the rows and two among the predictions",
-    "roc_auc": "needs rows of a class and rows of another",
-    "pr_auc": "no row is positive",
-    "r2": "needs two rows whose truth differs",
-    "pearson": "needs two rows whose truth differs and whose predictions differ",
+    "precision": say("no row is predicted positive"),
+    "recall": say("no row is positive"),
+    "f1": say("no row is positive or predicted positive"),
+    "mcc": say("needs two classes among the rows and two among the predictions"),
+    "roc_auc": say("needs rows of a class and rows of another"),
+    "pr_auc": say("no row is positive"),
+    "r2": say("needs two rows whose truth differs"),
+    "pearson": say("needs two rows whose truth differs and whose predictions differ"),
 }
 _BOUNDS = {
     "mcc": (-1.0, 1.0),
@@ -95,7 +96,7 @@ _BOUNDS = {
     "r2": (-np.inf, 1.0),
     "brier": (0.0, 2.0),
 } | dict.fromkeys(("log_loss", "mae", "rmse", "median_ae"), (0.0, np.inf))  # all else lies between 0 and 1
-_NO_ROWS = "no rows, or none with a weight above zero"
+_NO_ROWS = say("no rows, or none with a weight above zero")
 
 
 def names(task: Task, classes: int) -> list[str]:
@@ -729,7 +730,7 @@ def _bootstrap(
             notes[name] = why if weight > 0 else _NO_ROWS
             continue
         if rows == 1:
-            notes[name] = "no interval: one row"
+            notes[name] = say("no interval: one row")
         points[name] = (found or {}).get(name, value)
     return _Drawn(
         points,
@@ -740,9 +741,13 @@ def _bootstrap(
 
 
 def _how(rows: int, units: int, count: int, usual: int) -> str:
-    parts = [f"{units} of {rows} rows"] if rows > units else []
-    parts += [f"{count} resamples"] if count < usual else []
-    return f"interval from {' and '.join(parts)}" if parts else ""
+    if rows > units and count < usual:
+        return say(
+            "interval from {units} of {rows} rows and {count} resamples", units=units, rows=rows, count=count
+        )
+    if rows > units:
+        return say("interval from {units} of {rows} rows", units=units, rows=rows)
+    return say("interval from {count} resamples", count=count) if count < usual else ""
 
 
 def _trials(task: Task, totals: Sums) -> dict[str, float]:

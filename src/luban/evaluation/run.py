@@ -20,6 +20,7 @@ from luban.evaluation.metrics import Collector, Measured, Task
 from luban.evaluation.records import Pool
 from luban.language import Score, Speaker
 from luban.predict import Predictor
+from luban.sentences import say
 
 __all__ = ["Evaluation", "TrainingScorer", "collector_of", "evaluate", "threshold_of"]
 
@@ -160,7 +161,9 @@ def evaluate(
         raise DataError(
             "no row can be scored: the targets are missing or of classes that the model does not know"
         )
-    reasons = {f"{column}: unreadable" for column in pipeline.inputs} | {*map(_unknown, pipeline.targets)}
+    reasons = {say("{column}: unreadable", column=column) for column in pipeline.inputs} | {
+        *map(_unknown, pipeline.targets)
+    }
     counts = {name: n for name, n in (pipeline.counts - before).items() if n}
     return Evaluation(
         {c: one.compute(resamples=resamples) for c, one in collectors.items()}
@@ -200,7 +203,7 @@ def _of_language(
             part = part.filter(~bad)
             scores, weights = speaker.measure(part[column]), _weights(pipeline, part)
             for what, n in speaker.text.counts().items():
-                pipeline.counts[f"{column}: {what}"] += n
+                pipeline.counts[say("{column}: {what}", column=column, what=what)] += n
             whole.update(scores, weights)
             for name in by:
                 words = _words(part[name], slices[name])
@@ -217,7 +220,7 @@ def _of_language(
             for name, words in slices.items()
         },
         whole.rows,
-        {f"{column}: unreadable": skipped} if skipped else {},
+        {say("{column}: unreadable", column=column): skipped} if skipped else {},
         {name: n for name, n in (pipeline.counts - before).items() if n},
     )
 
@@ -237,7 +240,7 @@ def _measured(collector: Collector | LanguageCollector, resamples: int) -> Measu
 
 
 def _unknown(target: str) -> str:
-    return f"{target}: target missing, unreadable or of an unknown class"
+    return say("{column}: target missing, unreadable or of an unknown class", column=target)
 
 
 def _score(
@@ -267,7 +270,7 @@ def _score(
         inputs, _ = pipeline.encode(scored, targets=False)
         texts[writer.column] = writer.score(inputs, *writer.text.encode_measured(given))
         for what, n in writer.text.counts().items():
-            pipeline.counts[f"{writer.column}: {what}"] += n
+            pipeline.counts[say("{column}: {what}", column=writer.column, what=what)] += n
     return outputs, truth, texts, _weights(pipeline, scored), kept
 
 
@@ -278,7 +281,8 @@ def _weights(pipeline: Pipeline, rows: pl.DataFrame) -> Array | None:
     # As in training, a weight that is missing or negative makes no sense; here the row then counts for nothing.
     values = rows[pipeline.weight].cast(pl.Float64, strict=False).fill_null(-1.0).to_numpy()
     sound = np.isfinite(values) & (values >= 0)
-    pipeline.counts[f"{pipeline.weight}: weight missing or negative, taken as 0"] += int((~sound).sum())
+    what = say("{column}: weight missing or negative, taken as 0", column=pipeline.weight)
+    pipeline.counts[what] += int((~sound).sum())
     found: Array = np.where(sound, values, 0.0)
     return found
 

@@ -7,8 +7,9 @@ from typing import Any
 from luban.reporting._blocks import Block, Cell, Chart, Grid, Note, Section, Table, Text
 from luban.reporting._charts import Whisker, whiskers
 from luban.reporting._words import Words, number
+from luban.sentences import named
 
-__all__ = ["FAMILIES", "audited", "results_of", "severities"]
+__all__ = ["FAMILIES", "audit_name", "audited", "figure_name", "findings", "results_of", "severities"]
 
 FAMILIES = ("fairness", "robustness", "privacy", "data", "calibration", "generation")
 """Families of audits in the order of the page."""
@@ -23,6 +24,9 @@ _DRAWN = (
     "accuracy",
 )  # drawn by group, in turn, two at most
 _GROUPS = 24  # drawn at most
+_OURS = ("lost", "auc", "tpr_at_0.1%_fpr")  # figures whose first part is a word of ours, and no column
+_GAPS = ("(missing)", "(others)")  # values that stand for no value, or for many
+_WORDS = ("measure", "test", "change", "attack", "kind")  # columns of tables that hold words of ours
 
 
 def results_of(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -57,14 +61,17 @@ def audited(data: dict[str, Any], words: Words) -> list[Section]:
         if family not in found and family not in _ASKED and not skipped:
             continue
         results = found.get(family, [])
-        blocks: list[Block] = [*_findings(words, results)]
+        blocks: list[Block] = [*findings(words, results)]
         for one in results:
             own = _result(words, one)
             if own and len(results) > 1:
-                own.insert(0, Text(_spaced(one["audit"]), heading=True))
+                own.insert(0, Text(audit_name(words, one["audit"]), heading=True))
             blocks += own
         for audit in data["audits"]:
-            left = [f"{_spaced(name)} ({why})" for name, why in audit["left_out"].get(family, {}).items()]
+            left = [
+                words("with_kind", name=audit_name(words, name), kind=words.sentence(why))
+                for name, why in audit["left_out"].get(family, {}).items()
+            ]
             if left:
                 blocks.append(Note("info", words("left_out", what=words.listed(left))))
         if not blocks:
@@ -74,7 +81,7 @@ def audited(data: dict[str, Any], words: Words) -> list[Section]:
     return sections
 
 
-def _findings(words: Words, results: list[dict[str, Any]]) -> list[Block]:
+def findings(words: Words, results: list[dict[str, Any]]) -> list[Block]:
     """Return what was found, the worst first, and what was looked for in vain."""
     found = [finding for one in results for finding in one.get("findings", [])]
     blocks: list[Block] = []
@@ -82,18 +89,20 @@ def _findings(words: Words, results: list[dict[str, Any]]) -> list[Block]:
         severity = finding["severity"]
         numbers = finding.get("figures", {}).items()
         figures = [
-            f"{_spaced(name)} {_said(value)}" for name, value in numbers if isinstance(value, int | float)
+            f"{figure_name(words, name)} {_said(words, value)}"
+            for name, value in numbers
+            if isinstance(value, int | float)
         ]
         blocks.append(
             Note(
                 severity,
-                _sentence(finding["sentence"]),
+                _sentence(words, finding["sentence"]),
                 words.listed(figures),
                 words(f"severity.{severity}"),
-                _sentence(finding.get("advice", "")),
+                _sentence(words, finding.get("advice", "")),
             )
         )
-    quiet = [_spaced(one["audit"]) for one in results if not one.get("findings")]
+    quiet = [audit_name(words, one["audit"]) for one in results if not one.get("findings")]
     if quiet:
         blocks.append(Note("info", words("nothing_found", audit=words.listed(quiet))))
     return blocks
@@ -109,12 +118,12 @@ def _result(words: Words, one: dict[str, Any]) -> list[Block]:
             blocks.append(_table(words, name, lines))
     numbers = {name: value for name, value in (one.get("figures") or {}).items() if value is not None}
     if numbers:
-        rows = [[Cell(_spaced(name)), Cell(number(value))] for name, value in numbers.items()]
-        caption = words("caption.figures", audit=_spaced(one["audit"]))
+        rows = [[Cell(figure_name(words, name)), Cell(number(value))] for name, value in numbers.items()]
+        caption = words("caption.figures", audit=audit_name(words, one["audit"]))
         head = [words("figure"), words("value")]
         blocks.append(Table(head, rows, [False, True], caption, fold=len(rows) > _FEW or bool(tables)))
     if one.get("notes"):
-        blocks.append(Note("info", words.sentences([_sentence(str(note)) for note in one["notes"]])))
+        blocks.append(Note("info", words.sentences([_sentence(words, str(note)) for note in one["notes"]])))
     return blocks
 
 
@@ -127,14 +136,16 @@ def _charts(words: Words, name: str, lines: list[dict[str, Any]]) -> list[Block]
     charts: list[Block] = []
     for key in [key for key in _DRAWN if key in lines[0] and f"{key}_low" in lines[0]][:2]:
         rows: list[Whisker] = [
-            (str(line.get("group")), "", line[key], line[f"{key}_low"], line[f"{key}_high"])
+            (_said(words, line.get("group")), "", line[key], line[f"{key}_low"], line[f"{key}_high"])
             for line in shown
             if all(isinstance(line.get(one), int | float) for one in (key, f"{key}_low", f"{key}_high"))
         ]
         if rows:
-            label = f"{_spaced(key)} ({classes[-1]})" if classes[-1] is not None else _spaced(key)
+            label = what = figure_name(words, key)
+            if classes[-1] is not None:
+                label = words("with_kind", name=what, kind=classes[-1])
             title, text = words("chart.groups", what=label, by=name), words("read.groups")
-            charts.append(Chart(whiskers(rows, {"": "a"}, _spaced(key), title=title, text=text), title, text))
+            charts.append(Chart(whiskers(rows, {"": "a"}, what, title=title, text=text), title, text))
     return [Grid(charts)] if charts else []
 
 
@@ -149,10 +160,10 @@ def _table(words: Words, name: str, lines: list[dict[str, Any]]) -> Table:
     ]
     rows = [[_cell(words, line, key) for key in head] for line in lines[:_LINES]]
     numbers = [any(isinstance(line.get(key), int | float | dict) for line in lines) for key in head]
-    caption = _spaced(name)
+    caption = _captioned(words, name)
     if len(lines) > _LINES:
         caption += words("some_of", n=_LINES, of=number(len(lines)))
-    return Table([_spaced(key) for key in head], rows, numbers, caption, fold=len(lines) > _FEW)
+    return Table([figure_name(words, key) for key in head], rows, numbers, caption, fold=len(lines) > _FEW)
 
 
 def _cell(words: Words, line: dict[str, Any], key: str) -> Cell:
@@ -161,23 +172,55 @@ def _cell(words: Words, line: dict[str, Any], key: str) -> Cell:
     if isinstance(value, dict):
         value, low, high = (value.get(part) for part in ("value", "low", "high"))
     if isinstance(low, int | float) and isinstance(high, int | float):
-        return Cell(_said(value), words("range", low=number(low), high=number(high)))
-    return Cell(_said(value))
+        return Cell(_said(words, value), words("range", low=number(low), high=number(high)))
+    if key in _WORDS:
+        return Cell(named(str(value), words.language, "cells"))
+    return Cell(_said(words, value))
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+def audit_name(words: Words, name: str) -> str:
+    """Return what people call an audit."""
+    return named(name, words.language, "audits")
 
 
-def _sentence(text: str) -> str:
-    return f"{text}." if text and not text.endswith((".", "。", "!", "?", "！", "？")) else text
+def figure_name(words: Words, key: str) -> str:
+    """Return what people call a figure or a column of a table; what stands before its name is a column of the user's.
+
+    Example:
+        >>> figure_name(Words("zh"), "sex.demographic_parity_difference"), figure_name(Words("zh"), "typos.lost")
+        ('sex · 人口统计均等差', '少量错别字 · 性能损失')
+    """
+    start, by, target = key.partition("_by_")
+    if by and start == "missing_difference":
+        return f"{target} · {named(start, words.language)}"
+    parts = key.split(".")
+    for i in range(1, len(parts)):
+        before, name = ".".join(parts[:i]), ".".join(parts[i:])
+        if named(name, "zh") != name.replace("_", " "):
+            before = named(before, words.language, "cells") if name in _OURS else before
+            return f"{before} · {named(name, words.language)}"
+    return named(key, words.language)
 
 
-def _said(value: Any) -> str:
+def _captioned(words: Words, name: str) -> str:
+    """Return what people call a table: one of ours, of a column, or by group, which has the name of the column."""
+    column, _, last = name.rpartition(".")
+    if column and last in ("classes", "near"):
+        return f"{column} · {named(last, words.language, 'tables')}"
+    return named(name, words.language, "tables")
+
+
+def _sentence(words: Words, text: str) -> str:
+    text = words.sentence(text)
+    end = "。" if words.language == "zh" else "."
+    return f"{text}{end}" if text and not text.endswith((".", "。", "!", "?", "！", "？")) else text
+
+
+def _said(words: Words, value: Any) -> str:
     if isinstance(value, bool) or value is None:
-        return "–" if value is None else str(value).lower()
+        return "–" if value is None else words("yes" if value else "no")
     if isinstance(value, int | float):
         return number(value)
     if isinstance(value, list):
-        return ", ".join(_said(one) for one in value)
-    return str(value)
+        return words.listed([_said(words, one) for one in value])
+    return named(value, words.language, "cells") if value in _GAPS else str(value)

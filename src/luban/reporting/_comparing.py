@@ -5,17 +5,33 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from luban.reporting._blocks import Block, Cell, Chart, Code, Figures, Grid, Heat, Note, Page, Section, Table
+from luban.console import duration
+from luban.reporting._audited import audit_name, figure_name, findings, results_of, severities
+from luban.reporting._blocks import (
+    Block,
+    Cell,
+    Chart,
+    Code,
+    Figures,
+    Grid,
+    Heat,
+    Note,
+    Page,
+    Section,
+    Table,
+    Text,
+)
 from luban.reporting._charts import Whisker, curves, whiskers
 from luban.reporting._figures import SHOWN, better, distance, headline, interval, of_target, value
 from luban.reporting._quality import against, targets_of, titled
-from luban.reporting._sections import duration, progress, size_of
-from luban.reporting._words import Words, number
+from luban.reporting._sections import progress, size_of
+from luban.reporting._words import Words, number, percent
 
 __all__ = ["page_of_two"]
 
 _HEAT = 12  # classes of a confusion matrix at most
 _SLICES = 12
+_FIGURES = 12  # of audits that are not folded
 
 
 def page_of_two(a: dict[str, Any], b: dict[str, Any], compared: dict[str, Any], language: str) -> Page:
@@ -31,10 +47,12 @@ def page_of_two(a: dict[str, Any], b: dict[str, Any], compared: dict[str, Any], 
     names = _names(a, b)
     found = [
         _quality(a, b, compared, names, words),
+        _baselines(a, b, compared, names, words),
         _sides(a, b, compared, names, words),
         _errors(a, b, compared, names, words),
         _calibration(a, b, compared, names, words),
         _slices(a, b, compared, names, words),
+        _audits(a, b, names, words),
         progress([a, b], words, names),
         _made(a, b, names, words),
     ]
@@ -148,12 +166,135 @@ def _quality(
             if compared.get("weighted"):
                 text = words.sentences([text, words("two.unweighted_test")])
             blocks.append(Note("info", text))
-    blocks += [Note("careful", warning) for warning in compared["warnings"]]
+    blocks += [Note("careful", words.sentence(warning)) for warning in compared["warnings"]]
     if "differences" not in compared:
         blocks.append(
             Note("careful", words("two.same_rows" if compared.get("same_rows") else "two.other_rows"))
         )
     return Section("quality", words("title.quality"), words("two.lead"), blocks)
+
+
+def _baselines(
+    a: dict[str, Any], b: dict[str, Any], compared: dict[str, Any], names: list[str], words: Words
+) -> Section:
+    """Put both beside what simple methods reach, each trained on the training rows of its model."""
+    blocks: list[Block] = []
+    for target, task in _targets(a, compared).items():
+        both = [one["baselines"].get(target, {}) for one in (a, b)]
+        own: list[Block] = []
+        name = headline(task, _metrics(a, target))
+        if name is not None and any("each" in one or "xz" in one for one in both):
+            own.append(_simple(words, name, [_metrics(one, target) for one in (a, b)], both, names))
+        for found, who in zip(both, names, strict=True):
+            if "absent" in found:
+                text = words("two.no_baseline", name=who, why=words.of(found))
+                own.append(Note("absent", text))
+            elif "each" in found:
+                rows = {"rows": number(found["rows"]), "train": number(found["train_rows"])}
+                own.append(Text(words("two.how_baselines", name=who, of=number(found["of"]), **rows)))
+        blocks += titled(words, a, target, own)
+    return Section("baselines", words("two.baselines"), words("two.lead_baselines"), blocks)
+
+
+def _simple(
+    words: Words,
+    name: str,
+    metrics: list[dict[str, Any]],
+    both: list[dict[str, Any]],
+    names: list[str],
+) -> Table:
+    """Return a table of what the models and their baselines reach by one metric, and how far these are apart."""
+    each = [
+        {one["name"]: (one["metrics"], one["differences"]) for one in found.get("each", [])}
+        | ({"xz": ({"bits_per_byte": {"value": found["xz"]["bits_per_byte"]}}, {})} if "xz" in found else {})
+        for found in both
+    ]
+    nothing: dict[str, Any] = {"value": None}
+    first = [Cell(words("model"))]
+    for own, found in zip(metrics, both, strict=True):
+        one = found.get("metrics", own).get(name, nothing)
+        first += [Cell(value(name, one["value"]), interval(words, name, one)), Cell("")]
+    rows = [first]
+    for method in dict.fromkeys([*each[0], *each[1]]):
+        cells = [Cell(words(f"baseline.{method}"))]
+        for own in each:
+            reached, differences = own.get(method, ({}, {}))
+            one = reached.get(name, nothing)
+            cells += [
+                Cell(value(name, one["value"]), interval(words, name, one)),
+                against(words, name, differences.get(name, nothing)),
+            ]
+        rows.append(cells)
+    head = [words("two.method")]
+    for who in names:
+        head += [who, words("two.above", name=who)]
+    caption = words("two.by_metric", metric=words(f"metric.{name}"))
+    return Table(head, rows, [False, True, True, True, True], caption)
+
+
+def _audits(a: dict[str, Any], b: dict[str, Any], names: list[str], words: Words) -> Section:
+    """Put side by side what audits found of both."""
+    both = (a, b)
+    found = [results_of(one) for one in both]
+    blocks: list[Block] = []
+    if any(found):
+        counts = [severities(one) for one in both]
+        rows = [
+            [
+                Cell(words(f"severity.{severity}")),
+                *[
+                    Cell(number(own.get(severity, 0)) if results else "–")
+                    for own, results in zip(counts, found, strict=True)
+                ],
+            ]
+            for severity in ("high", "medium", "low", "info")
+        ]
+        made = [
+            words.listed([audit_name(words, one["audit"]) for results in own.values() for one in results])
+            or "–"
+            for own in found
+        ]
+        rows.append([Cell(words("two.audited")), *[Cell(one) for one in made]])
+        blocks.append(
+            Table([words("two.severity"), *names], rows, [False, True, True], words("two.findings"))
+        )
+        blocks += _audit_figures(words, found, names)
+    for one, results, who in zip(both, found, names, strict=True):
+        if results:
+            blocks.append(Text(words("two.found_of", name=who), heading=True))
+            blocks += findings(words, [result for own in results.values() for result in own])
+        else:
+            command = f"luban audit {one['artefact']} DATA -o {one['artefact']}/audit.json"
+            blocks.append(Note("absent", words("two.no_audit", name=who), command))
+    return Section("audits", words("title.audits"), words("two.lead_audits"), blocks)
+
+
+def _audit_figures(
+    words: Words, found: list[dict[str, list[dict[str, Any]]]], names: list[str]
+) -> list[Block]:
+    """Return the figures of audits that were made of both."""
+    figures = [
+        {
+            (result["audit"], name): one
+            for results in own.values()
+            for result in results
+            for name, one in (result.get("figures") or {}).items()
+            if one is not None
+        }
+        for own in found
+    ]
+    rows = [
+        [
+            Cell(figure_name(words, key[1]), audit_name(words, key[0])),
+            *[Cell(number(own[key])) for own in figures],
+        ]
+        for key in figures[0]
+        if key in figures[1]
+    ]
+    if not rows:
+        return []
+    head = [words("figure"), *names]
+    return [Table(head, rows, [False, True, True], words("two.figures"), fold=len(rows) > _FIGURES)]
 
 
 def _drawn(words: Words, shown: list[str], paired: dict[str, Any]) -> list[Block]:
@@ -179,6 +320,9 @@ def _sides(
     ]
     if all(one.get("rows_per_second") for one in sides):
         rows.append([Cell(words("two.speed")), *[Cell(number(one["rows_per_second"])) for one in sides]])
+    if all(one.get("tokens_per_second") for one in sides):
+        speeds = [Cell(number(one["tokens_per_second"])) for one in sides]
+        rows.append([Cell(words("two.tokens")), *speeds])
     costs = [one["lineage"].get("cost") or {} for one in (a, b)]
     rows.append(
         [
@@ -188,6 +332,18 @@ def _sides(
     )
     rows.append(
         [Cell(words("memory")), *[Cell(words("mib", n=number(c.get("peak_memory_mb")))) for c in costs]]
+    )
+    energy = [c.get("energy_joules") for c in costs]
+    rows.append(
+        [
+            Cell(words("energy")),
+            *[
+                Cell(words("not_measured"))
+                if joules is None
+                else Cell(words("kilojoules", n=number(joules / 1000), wh=number(joules / 3600)))
+                for joules in energy
+            ],
+        ]
     )
     return Section(
         "cost",
@@ -229,12 +385,42 @@ def _calibration(
             axes = words("axis.confidence"), words("axis.right")
             svg = curves(series, *axes, title=title, text=text, square=True, diagonal=True, points=True)
             legend = [(name, colour) for name, colour, _ in series]
-            blocks += titled(words, a, target, [Chart(svg, title, text, legend=legend)])
+            table = _bins(words, [one["measured"] for one in (a, b)], target, names)
+            blocks += titled(words, a, target, [Grid([Chart(svg, title, text, legend=legend), table])])
     return (
         Section("calibration", words("title.calibration"), words("lead.calibration"), blocks)
         if blocks
         else None
     )
+
+
+def _bins(words: Words, measured: list[dict[str, Any]], target: str, names: list[str]) -> Table:
+    """Return how often each is right where it is so sure, and of how many rows."""
+    each = [
+        {
+            (one["low"], one["high"]): one
+            for one in own.get("details", {}).get(target, {}).get("reliability") or []
+        }
+        for own in measured
+    ]
+    rows = []
+    for low, high in sorted({*each[0], *each[1]}):
+        cells = [Cell(words("range", low=percent(low, 0), high=percent(high, 0)))]
+        for own in each:
+            one = own.get((low, high))
+            cells += (
+                [Cell("–"), Cell("–")]
+                if one is None
+                else [
+                    Cell(percent(one["confidence"])),
+                    Cell(percent(one["accuracy"]), words("n_rows", n=number(one["weight"]))),
+                ]
+            )
+        rows.append(cells)
+    head = [words("bin")]
+    for who in names:
+        head += [f"{who}: {words('axis.confidence')}", f"{who}: {words('axis.right')}"]
+    return Table(head, rows, [False, True, True, True, True], words("caption.reliability"))
 
 
 def _slices(
@@ -248,17 +434,25 @@ def _slices(
             if name is None:
                 continue
             rows: list[Whisker] = []
+            lines: list[list[Cell]] = []
             both = [one["measured"]["slices"][column] for one in (a, b)]
-            for word in sorted(both[0], key=lambda w: -both[0][w]["rows"])[:_SLICES]:
+            words_of = dict.fromkeys(w for own in both for w in sorted(own, key=lambda w: -own[w]["rows"]))
+            for i, word in enumerate(words_of):
+                cells = [Cell(word)]
                 for own, who in zip(both, names, strict=True):
-                    one = own.get(word, {}).get("metrics", {}).get(f"{target}.{name}", {})
-                    if one.get("value") is not None:
+                    one = own.get(word, {}).get("metrics", {}).get(f"{target}.{name}", {"value": None})
+                    if one["value"] is not None and i < _SLICES:
                         rows.append((word, who, one["value"], one["low"], one["high"]))
+                    n = words("n_rows", n=number(own[word]["rows"])) if word in own else ""
+                    shown = (interval(words, name, one), n)
+                    cells.append(Cell(value(name, one["value"]), " · ".join(part for part in shown if part)))
+                lines.append(cells)
             title, text = words("chart.slices", column=column, target=target), words("two.slices")
             colours = {names[0]: "a", names[1]: "b"}
             svg = whiskers(rows, colours, words(f"metric.{name}"), title=title, text=text)
-            blocks.append(Chart(svg, title, text, legend=list(colours.items())))
-    return Section("slices", words("title.slices"), words("lead.slices"), [Grid(blocks)]) if blocks else None
+            table = Table([column, *names], lines, [False, True, True], words("caption.slices"))
+            blocks += [Chart(svg, title, text, legend=list(colours.items())), table]
+    return Section("slices", words("title.slices"), words("two.lead_slices"), blocks) if blocks else None
 
 
 def _made(a: dict[str, Any], b: dict[str, Any], names: list[str], words: Words) -> Section:

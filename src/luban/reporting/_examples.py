@@ -13,6 +13,7 @@ import polars as pl
 
 from luban.data.contracts import Array, Processor
 from luban.data.processors.image import _open
+from luban.explaining._render import AGAINST, FOR, striped
 from luban.predict import Predictor
 from luban.reporting._absent import Absent
 
@@ -180,12 +181,14 @@ def picture(value: Any, heat: Sequence[Sequence[float]] | None = None) -> str:
     if heat is not None:
         values = np.asarray(heat, dtype=np.float64)
         values = values / (np.abs(values).max() or 1.0)
-        mask = np.zeros((*values.shape, 4), np.uint8)
-        mask[values > 0, :3], mask[values < 0, :3] = (214, 69, 20), (31, 95, 168)
-        mask[..., 3] = np.round(200 * np.abs(values)).astype(np.uint8)
-        over = Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR)
+        signed = np.asarray(
+            Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR), np.float64
+        )
+        mask = np.zeros((*signed.shape, 4), np.uint8)
+        mask[signed > 0, :3], mask[signed < 0, :3] = FOR, AGAINST
+        mask[..., 3] = np.round(200 * striped(signed)).astype(np.uint8)
         grey = found.convert("L").convert("RGBA")
-        found = Image.alpha_composite(grey, over).convert("RGB")
+        found = Image.alpha_composite(grey, Image.fromarray(mask)).convert("RGB")
     stream = io.BytesIO()
     found.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -13,6 +13,7 @@ from luban.predict import Predictor
 from luban.recipe import Section
 from luban.registry import names
 from luban.reporting._absent import Absent
+from luban.sentences import say
 
 __all__ = ["explain"]
 
@@ -59,5 +60,5 @@ def explain(
                 about = {"paper": method.paper, "limits": method.limits, "attributes": method.attributes}
                 by_row = {one.row: {**one.to_json(), **about} for one in found}
                 return [by_row.get(i) for i in range(len(rows))]
-        refused = refused or f"{name}: {reason}"
+        refused = refused or say("{method}: {why}", method=name, why=reason)
     return Absent("no_explainer", {"error": refused})

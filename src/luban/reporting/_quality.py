@@ -35,6 +35,7 @@ _PAIRS = 10  # confusions that are listed
 _CLASSES = 40  # classes that are listed
 _CURVES = 4  # classes whose curves are drawn
 _SLICES = 16  # slices that are drawn
+_ALONG = (0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.95)  # places along a curve whose heights are written out
 _CALIBRATED = 0.02  # between confidence and accuracy, on average, that nobody would mind
 
 
@@ -80,9 +81,14 @@ def quality(data: dict[str, Any], words: Words) -> Section:
     ):
         blocks.append(Note("careful", words("chosen_here")))
     for warning in data["warnings"]:
-        blocks.append(Note("careful", warning))
+        blocks.append(Note("careful", words.sentence(warning)))
     if measured.get("skipped"):
-        what = words.listed([f"{reason}: {number(n)}" for reason, n in measured["skipped"].items()])
+        what = words.listed(
+            [
+                words("counted", what=words.sentence(reason), n=number(n))
+                for reason, n in measured["skipped"].items()
+            ]
+        )
         blocks.append(Note("careful", words("skipped", what=what)))
     if data["gates"]:
         rows = [
@@ -131,6 +137,10 @@ def _of_target(data: dict[str, Any], words: Words, target: str, task: str) -> li
                     "xz",
                     bits=number(one["bits_per_byte"]),
                     rows=number(one["rows"]),
+                    of=number(one["of"]),
+                    size=number(one["bytes"] / 2**20),
+                    train_rows=number(one["train_rows"]),
+                    train_of=number(one["train_of"]),
                     train=number(one["train_bytes"] / 2**20),
                     seconds=number(max(0.01, one["seconds"])),
                 )
@@ -149,7 +159,7 @@ def _metric(words: Words, name: str, one: dict[str, Any]) -> list[Cell]:
     label = words(f"metric.{name}") if words.has(f"metric.{name}") else name
     about = words(f"about.{name}") if words.has(f"about.{name}") else ""
     if one["value"] is None:
-        return [Cell(label, about), Cell("–", one.get("note") or "")]
+        return [Cell(label, about), Cell("–", words.sentence(one.get("note") or ""))]
     return [Cell(label, about), Cell(value(name, one["value"]), interval(words, name, one))]
 
 
@@ -202,13 +212,23 @@ def _chart(words: Words, data: dict[str, Any], target: str, task: str, shown: li
 def _how(words: Words, data: dict[str, Any], target: str) -> str:
     found = data["baselines"][target]
     seconds = sum(one["seconds"] for one in found["each"])
-    return words(
-        "how_baselines",
-        rows=number(found["rows"]),
-        train=number(found["train_rows"]),
-        of=number(found["of"]),
-        seconds=number(seconds),
-    )
+    said = [
+        words(
+            "how_baselines",
+            rows=number(found["rows"]),
+            train=number(found["train_rows"]),
+            of=number(found["of"]),
+            seconds=number(seconds),
+        )
+    ]
+    if found["threshold"] not in (None, 0.5):
+        said.append(words("threshold_baselines", threshold=f"{found['threshold']:g}"))
+    if found["decided"]:
+        key = "decided_baselines" if found["decided"]["rows"] else "undecided_baselines"
+        steps = words.listed(found["decided"]["steps"])
+        said.append(words(key, steps=steps, rows=number(found["decided"]["rows"])))
+    said += [words("cut_baselines", column=column, n=number(n)) for column, n in found["cut"].items()]
+    return words.sentences(said)
 
 
 def _folds(folds: dict[str, Any], words: Words) -> Table:
@@ -298,8 +318,30 @@ def _curves(words: Words, found: dict[str, dict[str, list[float]]]) -> Grid:
         title, text = words(f"chart.{kind}"), words(f"read.{kind}")
         axes = words(f"axis.{x}"), words(f"axis.{y}")
         svg = curves(series, *axes, title=title, text=text, square=True, diagonal=kind == "roc")
-        charts.append(Chart(svg, title, text, legend=list(colours.items()) if len(colours) > 1 else []))
+        table = _places(words, title, axes, [(n, points) for n, _, points in series], up_to=kind == "roc")
+        charts.append(Chart(svg, title, text, table, list(colours.items()) if len(colours) > 1 else []))
     return Grid(charts)
+
+
+def _places(
+    words: Words,
+    title: str,
+    axes: tuple[str, str],
+    series: list[tuple[str, list[tuple[float, float]]]],
+    *,
+    up_to: bool,
+) -> Table:
+    """Return the highest point of curves up to some places along x, or from there on."""
+    rows = []
+    for place in _ALONG:
+        cells = [Cell(f"{'≤' if up_to else '≥'} {percent(place)}")]
+        for _, points in series:
+            heights = [y for x, y in points if (x <= place if up_to else x >= place)]
+            cells.append(Cell(percent(max(heights)) if heights else "–"))
+        rows.append(cells)
+    names = [axes[1]] if len(series) == 1 else [f"{axes[1]}: {name}" for name, _ in series]
+    head = [axes[0], *names]
+    return Table(head, rows, [True] * len(head), words("caption.points", what=title), fold=True)
 
 
 def _numbers(words: Words, data: dict[str, Any], target: str, quantiles: dict[str, float]) -> list[Block]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from luban.reporting._audited import audited, results_of, severities
+from luban.console import duration
+from luban.reporting._audited import audit_name, audited, results_of, severities
 from luban.reporting._blocks import Block, Cell, Chart, Code, Figures, Grid, Note, Page, Section, Table, Text
 from luban.reporting._charts import curves
 from luban.reporting._figures import better, distance, headline, interval, of_target, value
 from luban.reporting._quality import best_baseline, calibration, errors, quality, slices, targets_of
 from luban.reporting._shown import examples
 from luban.reporting._words import Words, number, percent
+from luban.sentences import named
 
 __all__ = ["page", "progress", "size_of", "verdict"]
 
 _FEW = 200  # rows measured on, below which a caution is due
+_LINES = 12  # of a table of numbers behind a curve
 
 
 def page(data: dict[str, Any], language: str) -> Page:
@@ -87,7 +90,7 @@ def verdict(data: dict[str, Any], words: Words) -> list[str]:
     if not sentences:
         sentences.append(words("verdict.nothing"))
     counts = severities(data)
-    made = [one["audit"].replace("_", " ") for results in results_of(data).values() for one in results]
+    made = [audit_name(words, one["audit"]) for results in results_of(data).values() for one in results]
     if made:
         key = "verdict.audit_bad" if counts.get("high") else "verdict.audit_good"
         sentences.append(
@@ -172,18 +175,6 @@ def size_of(n: int) -> str:
     return str(n)
 
 
-def duration(seconds: float) -> str:
-    """Return a time in short.
-
-    Example:
-        >>> duration(5.2), duration(300), duration(9000)
-        ('5.2 s', '5.0 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 # --- training ---------------------------------------------------------------------------------------------
 
 
@@ -212,7 +203,8 @@ def progress(datas: list[dict[str, Any]], words: Words, names: list[str] | None 
         best = datas[0]["lineage"].get("progress", {}).get("best_step") or None
     title, text = words("chart.loss"), words("read.loss_best" if best else "read.loss")
     svg = curves(lines, words("axis.update"), words("axis.loss"), title=title, text=text, at=best)
-    charts.append(Chart(svg, title, text, legend=[(name, colour) for name, colour, _ in lines]))
+    legend = [(name, colour) for name, colour, _ in lines]
+    charts.append(Chart(svg, title, text, _at_updates(words, title, lines), legend))
     for target, task in targets_of(datas[0]).items():
         key = headline(
             task, {n.removeprefix(f"{target}."): {"value": 1} for one in datas[0]["history"] for n in one}
@@ -236,8 +228,29 @@ def progress(datas: list[dict[str, Any]], words: Words, names: list[str] | None 
             words("read.metric"),
         )
         svg = curves(found, words("axis.update"), words(f"metric.{key}"), title=title, text=text, at=best)
-        charts.append(Chart(svg, title, text, legend=[(n, c) for n, c, _ in found] if several else []))
+        legend = [(n, c) for n, c, _ in found] if several else []
+        charts.append(Chart(svg, title, text, _at_updates(words, title, found), legend))
     return Section("training", words("title.training"), words("lead.training"), [Grid(charts)])
+
+
+def _at_updates(words: Words, title: str, lines: list[tuple[str, str, list[tuple[float, float]]]]) -> Table:
+    """Return the numbers behind lines at some updates: of each line the latest up to there, nothing beyond its end.
+
+    The updates are those of the shortest line, some evenly among them: validation rows are looked at less often than the loss is
+    reported, and at each look both are known.
+    """
+    known = [points for _, _, points in lines if points]
+    steps = sorted({x for x, _ in min(known, key=len)} | {points[-1][0] for points in known})
+    chosen = [steps[round(i * (len(steps) - 1) / (_LINES - 1))] for i in range(_LINES)]
+    rows = []
+    for step in steps if len(steps) <= _LINES else dict.fromkeys(chosen):
+        cells = [Cell(number(step))]
+        for _, _, points in lines:
+            latest = [y for x, y in points if x <= step]
+            cells.append(Cell(number(latest[-1]) if latest and step <= points[-1][0] else "–"))
+        rows.append(cells)
+    head = [words("axis.update"), *[name for name, _, _ in lines]]
+    return Table(head, rows, [True] * len(head), words("caption.points", what=title), fold=True)
 
 
 # --- data, cost, lineage ----------------------------------------------------------------------------------
@@ -262,11 +275,11 @@ def _columns(data: dict[str, Any], words: Words) -> Section:
         blocks.append(Table(head, cells, [False, False, True, True, False], caption))
     prepared = data["lineage"].get("prepared") or {}
     if prepared.get("counts"):
-        cells = [[Cell(what), Cell(number(n))] for what, n in prepared["counts"].items()]
+        cells = [[Cell(words.sentence(what)), Cell(number(n))] for what, n in prepared["counts"].items()]
         blocks.append(Table([words("done"), words("count")], cells, [False, True], words("caption.counts")))
     notes = [note for own in (prepared.get("notes") or {}).values() for note in own]
     if notes:
-        blocks.append(Text(" · ".join(notes)))
+        blocks.append(Text(" · ".join(map(words.sentence, notes))))
     return Section("data", words("title.data_at_a_glance"), words("lead.data_at_a_glance"), blocks)
 
 
@@ -288,7 +301,7 @@ def _column(words: Words, one: dict[str, Any]) -> list[Cell]:
             if one["distinct"] > len(one["top"])
             else ""
         )
-    kind = Cell(one["kind"], words(f"role.{one['role']}"))
+    kind = Cell(named(one["kind"], words.language, "cells"), words(f"role.{one['role']}"))
     return [
         Cell(one["name"]),
         kind,
@@ -317,10 +330,12 @@ def _cost(data: dict[str, Any], words: Words) -> Section:
             ]
         )
     elif not model["imported"]:
-        rows.append([Cell(words("energy")), Cell("–", words("no_energy"))])
+        rows.append([Cell(words("energy")), Cell(words("not_measured"), words("no_energy"))])
     run = lineage.get("progress") or {}
     if run.get("step") is not None:
-        rows.append([Cell(words("updates")), Cell(number(run["step"]), run.get("stopped") or "")])
+        rows.append(
+            [Cell(words("updates")), Cell(number(run["step"]), words.sentence(run.get("stopped") or ""))]
+        )
     rows += [
         [Cell(words(f"hardware.{key}")), Cell(str(hardware[key]))]
         for key in ("device", "precision", "threads")
@@ -359,10 +374,16 @@ def _card(data: dict[str, Any], words: Words) -> Section:
     """What it is for and what it is not for, derived from what was measured and what was not."""
     model, measured = data["model"], data["measured"]
     inputs = words.listed(
-        [words("with_kind", name=name, kind=kind) for name, kind in model["inputs"].items()]
+        [
+            words("with_kind", name=name, kind=named(kind, words.language, "cells"))
+            for name, kind in model["inputs"].items()
+        ]
     )
     targets = words.listed(
-        [words("with_kind", name=name, kind=one["kind"]) for name, one in model["targets"].items()]
+        [
+            words("with_kind", name=name, kind=named(one["kind"], words.language, "cells"))
+            for name, one in model["targets"].items()
+        ]
     )
     does = (
         words("card.predicts", inputs=inputs, targets=targets)

@@ -7,6 +7,7 @@ from typing import Any
 from luban.reporting._blocks import Block, Example, Grid, Note, Piece, Section, Share, Shown, Text
 from luban.reporting._quality import titled
 from luban.reporting._words import Words, number, percent
+from luban.sentences import named
 
 __all__ = ["examples", "pieces_of"]
 
@@ -49,7 +50,10 @@ def examples(data: dict[str, Any], words: Words) -> Section | None:
 def _method(words: Words, found: dict[str, Any]) -> str:
     one = next(e["explanation"] for kind in ("worst", "typical") for e in found[kind] if e["explanation"])
     return words(
-        "explained_by", method=one["method"], paper=one.get("paper") or "–", limits=one.get("limits") or ""
+        "explained_by",
+        method=named(one["method"], words.language, "methods"),
+        paper=one.get("paper") or "–",
+        limits=words.sentence(one.get("limits") or ""),
     )
 
 

@@ -8,10 +8,9 @@ from importlib.resources import files
 from typing import Any
 
 from luban.errors import InputError
+from luban.sentences import LANGUAGES, translate
 
 __all__ = ["LANGUAGES", "Words", "number", "percent"]
-
-LANGUAGES = ("en", "zh")
 
 
 @cache
@@ -53,7 +52,14 @@ class Words:
 
     def of(self, reason: dict[str, Any]) -> str:
         """Return the sentence of a reason, as the data holds it: ``{"absent": key, "values": {...}}``."""
-        return self(f"absent.{reason['absent']}", **reason.get("values", {}))
+        values = {name: self.sentence(str(value)) for name, value in reason.get("values", {}).items()}
+        if self.has(f"split.{values.get('split')}"):
+            values["split"] = self(f"split.{values['split']}")
+        return self(f"absent.{reason['absent']}", **values)
+
+    def sentence(self, text: str) -> str:
+        """Return a sentence that another part of Luban wrote; in English where it is not known here."""
+        return translate(text, self.language)
 
     def sentences(self, parts: list[str]) -> str:
         """Join sentences."""

@@ -12,7 +12,11 @@ a causal language model's text  ``xz``: what the compressor LZMA needs for the t
 ==============================  ===========================================================================================
 
 A baseline learns from the training rows alone, cleaned and weighted as the model's were, and both are scored on the same rows; so the
-difference gets a paired interval (Dror et al. 2018).
+difference gets a paired interval (Dror et al. 2018). Where a recipe decides something on validation rows (a temperature, thresholds),
+that is fitted for a baseline anew, in the same way and on the same rows; and both say yes from the same probability.
+
+Memory is bounded: pictures are shrunk some at a time, long texts cut to what fits into `TEXT` characters in all, and the compressor
+reads 4 MiB of either side, drawn by lot.
 """
 
 from __future__ import annotations
@@ -32,12 +36,16 @@ import polars as pl
 from luban.data.contracts import Array, Flat, Processor
 from luban.data.pipeline import Pipeline
 from luban.data.sampling import Sample
+from luban.decisions._base import Decision
+from luban.errors import RecipeError
 from luban.evaluation.metrics import Task, compare_paired, measure
 from luban.evaluation.run import threshold_of
 from luban.reporting._absent import Absent
 
-__all__ = ["baselines_of", "weights_of", "xz"]
+__all__ = ["TEXT", "baselines_of", "weights_of", "xz"]
 
+TEXT = 2**24
+"""Characters of a column that TF-IDF reads at the most, those of the rows to measure on included."""
 _FEATURES = 50_000  # of TF-IDF, the most frequent ones
 _SIDE = 16  # pixels
 _CATEGORIES = 255  # what the trees tell apart in a column
@@ -47,10 +55,21 @@ _CJK = 0.2  # share of characters from which a column is cut into characters
 _RESAMPLES = 500
 _BLOCKS = 4  # the compressor takes the texts in so many parts
 _READ = 4 * 2**20  # bytes of training text that it reads before each
+_PRICED = 4 * 2**20  # bytes of text that it is measured on
+_PICTURES = 256  # shrunk at a time
+_SURE = 1e-7  # a probability is no nearer to 0 or 1 where it is turned into a logit
 
 
 def baselines_of(
-    pipeline: Pipeline, target: str, train: Sample, test: pl.DataFrame, scores: Array, seed: int = 0
+    pipeline: Pipeline,
+    target: str,
+    train: Sample,
+    test: pl.DataFrame,
+    scores: Array,
+    *,
+    decisions: Sequence[Decision] = (),
+    validation: pl.DataFrame | None = None,
+    seed: int = 0,
 ) -> dict[str, Any] | Absent:
     """Train and score the baselines of one target.
 
@@ -60,11 +79,16 @@ def baselines_of(
         train: training rows, cleaned, all of whose targets are known.
         test: rows to measure on, cleaned, all of whose targets are known.
         scores: the model's for `test`: (n,) or (n, classes), as metrics compare them.
+        decisions: the artefact's.
+        validation: rows that these are fitted on for a baseline, cleaned, all of whose targets are known; None where they cannot
+            be had.
         seed: of the trees.
 
     Returns:
         ``rows``, ``train_rows``, ``of`` (training rows there are), ``metrics`` of the model on these rows, and ``each``: name,
-        metrics, differences (model minus baseline, with paired intervals), seconds; or why there is no baseline.
+        metrics, differences (model minus baseline, with paired intervals), seconds; ``threshold``, from which a yes is said;
+        ``decided``: ``steps`` that were fitted anew, on how many ``rows`` (0 if they could not be), None where there are none;
+        ``cut``: text column → its characters that were read of a row at the most; or why there is no baseline.
     """
     processor = pipeline.targets[target]
     task = cast(Task, processor.task)
@@ -75,6 +99,10 @@ def baselines_of(
     options: dict[str, Any] = {"classes": processor.classes() or None, "resamples": _RESAMPLES}
     threshold = threshold_of(processor)
     measured = measure(task, truth, scores, weights, threshold=threshold, details=False, **options)
+    steps = [one for one in decisions if one.column == target and not one.untouched]
+    deciding = validation if steps and validation is not None and len(validation) else None
+    asked = test if deciding is None else pl.concat([test, deciding], how="diagonal_relaxed")
+    cut = _cuts(pipeline, train.rows, asked)
     found: list[dict[str, Any]] = []
     refused: dict[str, Any] | None = None
     for name in ("constant", *_learner(pipeline, task, processor)):
@@ -83,12 +111,16 @@ def baselines_of(
             refused = Absent(name, {"n": len(processor.classes())}).to_json()
             continue
         if name == "constant":
-            said = _constant(task, known, len(processor.classes()), len(test), heavy)
+            said = _constant(task, known, len(processor.classes()), len(asked), heavy)
         else:
-            said = _learnt(name, pipeline, task, processor, train.rows, test, known, heavy, seed)
+            said = _learnt(name, pipeline, task, processor, train.rows, asked, known, heavy, seed, cut)
+        if deciding is not None:
+            decided = _decided(processor, target, steps, said, test, deciding)
+            said, deciding = (said, None) if decided is None else (decided, deciding)
+        said = said[: len(test)]
         seconds = time.perf_counter() - started
-        own = measure(task, truth, said, weights, details=False, **options)
-        compared = compare_paired(task, truth, said, scores, weights, threshold=(0.5, threshold), **options)
+        own = measure(task, truth, said, weights, threshold=threshold, details=False, **options)
+        compared = compare_paired(task, truth, said, scores, weights, threshold=threshold, **options)
         found.append(
             {
                 "name": name,
@@ -104,7 +136,46 @@ def baselines_of(
         "metrics": {key: asdict(one) for key, one in measured.metrics.items()},
         "each": found,
         "refused": refused,
+        "threshold": threshold if task in ("binary", "multilabel") else None,
+        "decided": {"steps": [one.type for one in steps], "rows": 0 if deciding is None else len(deciding)}
+        if steps
+        else None,
+        "cut": cut,
     }
+
+
+def _decided(
+    processor: Processor,
+    target: str,
+    steps: Sequence[Decision],
+    said: Array,
+    test: pl.DataFrame,
+    validation: pl.DataFrame,
+) -> Array | None:
+    """Return what a baseline says of the test rows, as it is decided by steps that are fitted on what it says of the validation rows.
+
+    Args:
+        processor, target: of the target.
+        steps: as the artefact has them; copies are fitted.
+        said: of the test rows and the validation rows behind them, (n + m,) or (n + m, classes).
+        test, validation: cleaned, (n,) and (m,).
+
+    Returns:
+        As metrics compare it, (n,) or (n, classes); None where the validation rows are too few for a step.
+    """
+    share = np.clip(said.astype(np.float64), _SURE, 1 - _SURE)
+    logits = np.log(share) if processor.task == "multiclass" else np.log(share) - np.log1p(-share)
+    logits = logits.reshape(len(said), -1)
+    mine, others = logits[: len(test)], logits[len(test) :]
+    truth = _truth(processor, validation[target])
+    for step in steps:
+        fresh = step.model_copy(deep=True)
+        try:
+            fresh.fit(processor, others, truth, validation)
+        except RecipeError:
+            return None
+        mine, others = fresh.outputs(mine, test), fresh.outputs(others, validation)
+    return processor.scores(mine)
 
 
 def _truth(processor: Processor, values: pl.Series) -> Array:
@@ -156,11 +227,12 @@ def _learnt(
     known: Array,
     weights: Array | None,
     seed: int,
+    cut: dict[str, int],
 ) -> Array:
     """Return what a baseline says of the test rows, as metrics compare it."""
     from sklearn.exceptions import ConvergenceWarning
 
-    x, y, categorical = _features(pipeline, train, test, linear=name != "trees")
+    x, y, categorical = _features(pipeline, train, test, cut, linear=name != "trees")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline that stops early is one still
         warnings.simplefilter("ignore", FutureWarning)
@@ -205,7 +277,7 @@ def _chances(model: Any, x: Any, classes: int) -> Array:
 
 
 def _features(
-    pipeline: Pipeline, train: pl.DataFrame, test: pl.DataFrame, *, linear: bool
+    pipeline: Pipeline, train: pl.DataFrame, test: pl.DataFrame, cut: dict[str, int], *, linear: bool
 ) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
     """Return features of the training and of the test rows, and which columns of them are numbers of categories."""
     from scipy import sparse
@@ -214,7 +286,13 @@ def _features(
     categorical: list[bool] = []
     for column, processor in pipeline.inputs.items():
         if processor.type in ("text", "chat"):
-            parts.append(_tfidf(train[column], test[column]))
+            texts, others = (_texts(rows[column], cut.get(column)) for rows in (train, test))
+            parts.append(_tfidf(texts, others))
+            continue
+        if processor.type == "image":
+            pictures = [_shrunk(processor, rows[column]) for rows in (train, test)]
+            parts.append((pictures[0], pictures[1]))
+            categorical += [False] * pictures[0].shape[1]
             continue
         both = [processor.encode(rows[column]) for rows in (train, test)]
         for name, one in both[0].items():
@@ -229,8 +307,6 @@ def _features(
                     categorical.append(True)
             else:
                 categorical += [False] * pair[0].shape[1]
-            if processor.type == "image":
-                pair = [values / 255 for values in pair]
             parts.append((pair[0], pair[1]))
     if any(sparse.issparse(one) for one, _ in parts):
         return (
@@ -255,21 +331,65 @@ def _dense(values: Array | Flat, like: Array | Flat) -> Array:
 
 
 def _flat(values: Array) -> Array:
-    """Return features (n, k); of pictures (n, H, W, C) or (n, H, W), grey means of blocks."""
-    if values.ndim in (3, 4) and min(values.shape[1:3]) > 1:
-        grey = values.mean(-1) if values.ndim == 4 else values.astype(np.float64)
-        n, height, width = grey.shape
-        rows, columns = -(-height // _SIDE), -(-width // _SIDE)
-        grey = grey[:, : height // rows * rows, : width // columns * columns]
-        grey = grey.reshape(n, height // rows, rows, width // columns, columns)
-        return cast(Array, grey.mean((2, 4)).reshape(n, -1))
+    """Return features (n, k)."""
     return values.reshape(len(values), -1).astype(np.float64)
 
 
-def _tfidf(train: pl.Series, test: pl.Series) -> tuple[Any, Any]:
+def _shrunk(processor: Processor, values: pl.Series) -> Array:
+    """Return grey means of blocks of pictures, from 0 to 1, (n, k); only some pictures are in memory at a time."""
+    parts: list[Array] = []
+    for start in range(0, max(1, len(values)), _PICTURES):
+        (pixels,) = processor.encode(values.slice(start, _PICTURES)).values()  # (n, H, W, C)
+        assert not isinstance(pixels, Flat)
+        grey = pixels.mean(-1) / 255
+        n, height, width = grey.shape
+        rows, columns = -(-height // _SIDE), -(-width // _SIDE)
+        grey = grey[:, : height // rows * rows, : width // columns * columns]
+        blocks = grey.reshape(n, height // rows, rows, width // columns, columns)
+        parts.append(_flat(blocks.mean((2, 4))))
+    return np.concatenate(parts)
+
+
+def _texts(values: pl.Series, longest: int | None = None) -> list[str]:
+    texts = values.cast(pl.String, strict=False).fill_null("")
+    return (texts if longest is None else texts.str.head(longest)).to_list()
+
+
+def _cuts(pipeline: Pipeline, train: pl.DataFrame, test: pl.DataFrame) -> dict[str, int]:
+    """Return text column → the length to which its longest texts are cut, so that all fit into `TEXT` characters."""
+    found: dict[str, int] = {}
+    for column, processor in pipeline.inputs.items():
+        if processor.type in ("text", "chat"):
+            lengths = [
+                rows[column].cast(pl.String, strict=False).fill_null("").str.len_chars().to_numpy()
+                for rows in (train, test)
+            ]
+            longest = longest_of(np.concatenate(lengths), TEXT)
+            if longest is not None:
+                found[column] = longest
+    return found
+
+
+def longest_of(lengths: npt.NDArray[Any], room: int) -> int | None:
+    """Return the length to which texts are cut so that all fit into a room; short ones stay whole. None if all do.
+
+    Example:
+        >>> longest_of(np.array([1, 50, 9, 90]), 60), longest_of(np.array([1, 9]), 60)
+        (25, None)
+    """
+    if int(lengths.sum()) <= room:
+        return None
+    ordered = np.sort(lengths.astype(np.int64))
+    shorter = np.cumsum(ordered) - ordered
+    share = (room - shorter) // np.arange(
+        len(ordered), 0, -1
+    )  # what is left to each, once shorter ones are whole
+    return max(0, int(share[np.argmax(share < ordered)]))
+
+
+def _tfidf(texts: list[str], others: list[str]) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts, others = (one.cast(pl.String, strict=False).fill_null("").to_list() for one in (train, test))
     options: dict[str, Any] = (
         {"analyzer": "char", "ngram_range": (1, 3)}
         if is_cjk(texts)
@@ -303,12 +423,19 @@ def xz(train: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     """Return what LZMA needs for texts, having read training texts before: a price in bits per byte to compare a model's with.
 
     It compresses the training texts alone, and again with some of the texts behind them; the difference is what these cost.
-    Texts go in four blocks, so that they learn from each other, which favours the compressor.
+    Texts go in four blocks, so that they learn from each other, which favours the compressor. Of many texts some are drawn by lot,
+    until 4 MiB are full on either side; the last one may be cut.
+
+    Args:
+        train, texts: cleaned, as the model is shown them.
 
     Returns:
-        ``bits_per_byte``, ``rows``, ``bytes``, ``train_bytes``, ``seconds``.
+        ``bits_per_byte``; ``rows`` and ``bytes`` of the texts that were compressed, and how many these were drawn ``of``;
+        ``train_rows``, ``train_bytes`` and ``train_of``; ``seconds``.
     """
     started = time.perf_counter()
+    train_of, of = len(train), len(texts)
+    train, texts = within(train, _READ), within(texts, _PRICED)
     before = "\n".join(train).encode()[:_READ]
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": max(2**20, 2 * len(before))}]
 
@@ -324,7 +451,30 @@ def xz(train: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
     return {
         "bits_per_byte": 8 * paid / max(1, length),
         "rows": len(texts),
+        "of": of,
         "bytes": length,
+        "train_rows": len(train),
+        "train_of": train_of,
         "train_bytes": len(before),
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def within(texts: Sequence[str], room: int, seed: int = 0) -> list[str]:
+    """Return texts, drawn by lot and in their order, that fit into so many bytes of UTF-8 with a line's end behind each; the last one
+    drawn is cut to what is left.
+
+    Example:
+        >>> within(["好好好", "好好好"], 6)
+        ['好']
+    """
+    taken: dict[int, str] = {}
+    for i in np.random.default_rng(seed).permutation(len(texts)).tolist():
+        data = texts[i].encode()
+        if len(data) + 1 > room:
+            if part := data[: max(0, room - 1)].decode(errors="ignore"):
+                taken[i] = part
+            break
+        room -= len(data) + 1
+        taken[i] = texts[i]
+    return [taken[i] for i in sorted(taken)]

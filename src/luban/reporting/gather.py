@@ -38,6 +38,9 @@ LIMIT = 5_000
 _POINTS = 300  # of a curve, and rows of a scatter
 _SEED = 0
 _BACKGROUND = 200  # training rows that a row is compared with
+_ROOM = (
+    2**29
+)  # bytes of the training rows, and of those that are shown: fewer are drawn where cells hold pictures or long texts
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def gather(
     own = Origin.find(artefact.recipe, artefact.lineage, predictor.pipeline)
     pipeline = predictor.pipeline
     if chunks is not None:
-        reservoir = Reservoir(options.limit, lambda n: console.stage("measuring", n))
+        reservoir = Reservoir(options.limit, lambda n: console.stage("measuring", n), room=_ROOM)
         waiting = iter(chunks)
         first = next(waiting, None)
         if first is None:
@@ -112,14 +115,20 @@ def gather(
             rows = Absent("nothing_measured")
         else:
             rows = Sample.draw(
-                own.split(measured["on"]), options.limit, lambda n: console.stage("reading rows", n)
+                own.split(measured["on"]),
+                options.limit,
+                lambda n: console.stage("reading rows", n),
+                room=_ROOM,
             )
     train: Sample | Absent
     if isinstance(own, Unknown):
         train = Absent.of(own)
     else:
         train = Sample.draw(
-            own.split("train"), 4 * options.limit, lambda n: console.stage("reading training rows", n)
+            own.split("train"),
+            4 * options.limit,
+            lambda n: console.stage("reading training rows", n),
+            room=_ROOM,
         )
     console.end_stage()
     return {
@@ -133,7 +142,7 @@ def gather(
         "history": artefact.metrics.get("history") or [],
         "training": _log(artefact),
         "columns": _columns(predictor, train, rows, options),
-        **_looked_at(predictor, artefact, train, rows, options, console),
+        **_looked_at(predictor, artefact, own, train, rows, options, console),
         "audits": [_by_family(one, private=options.private) for one in audits or []],
         "gates": _gates(artefact, audits or []),
         "kept": _kept(artefact),
@@ -246,6 +255,7 @@ def _columns(
 def _looked_at(
     predictor: Predictor,
     artefact: Artefact,
+    own: Origin | Unknown,
     train: Sample | Absent,
     rows: Sample | Absent,
     options: Options,
@@ -266,19 +276,20 @@ def _looked_at(
         return empty | _without(pipeline, written, reason)
     console.say(f"predicting {len(given):,} rows")
     scores = _scores(predictor, cleaned)
-    learnt = replace(train, rows=_trained(predictor, train.rows)) if isinstance(train, Sample) else train
-    background = learnt.rows.head(_BACKGROUND) if isinstance(learnt, Sample) and len(learnt.rows) else None
+    learnt = _learnt(predictor, train)
+    background = learnt.take(_BACKGROUND).rows if isinstance(learnt, Sample) and len(learnt.rows) else None
 
     def why(predictor: Predictor, part: pl.DataFrame, target: str) -> list[dict[str, Any] | None] | Absent:
         return explain(predictor, part, target, background)
 
     result = dict(empty)
+    validation = _deciding(predictor, own, options, console)
     for target, processor in pipeline.scored.items():
         task = cast(Task, processor.task)
         (encoded,) = processor.encode_target(cleaned[target]).values()
         truth = processor.truth(encoded)
         result["baselines"][target] = _baselines(
-            predictor, target, learnt, cleaned, scores[target], options, console
+            predictor, target, learnt, cleaned, scores[target], validation, options, console
         )
         if options.private:
             result["examples"][target] = Absent("private").to_json()
@@ -312,14 +323,32 @@ def _usable(predictor: Predictor, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.
     return rows.filter(pl.Series(good)), cleaned.filter(pl.Series(good))
 
 
-def _trained(predictor: Predictor, rows: pl.DataFrame) -> pl.DataFrame:
+def _learnt(predictor: Predictor, train: Sample | Absent) -> Sample | Absent:
     """Return training rows as the model was shown them: cleaned, and without those that training dropped."""
-    if not len(rows):
-        return rows
+    if isinstance(train, Absent) or not len(train.rows):
+        return train
     pipeline = predictor.pipeline
     steps = [step.model_copy(deep=True) for step in pipeline.cleaners]  # some remember the rows that they saw
-    cleaned = pipeline.clean(rows, predicting=False, steps=steps)
-    return cleaned.filter(pl.Series(pipeline.readable(cleaned, targets=True)))
+    cleaned = pipeline.clean(train.rows, predicting=False, steps=steps)
+    kept = cleaned.filter(pl.Series(pipeline.readable(cleaned, targets=True)))
+    return replace(Sample.of(kept), total=train.total)
+
+
+def _deciding(
+    predictor: Predictor, own: Origin | Unknown, options: Options, console: Console
+) -> pl.DataFrame | None:
+    """Return the validation rows that decisions were fitted on, cleaned, a sample where they are many; None where nothing was
+    decided that changes what is said, or these rows cannot be had."""
+    if not options.baselines or isinstance(own, Unknown) or all(one.untouched for one in predictor.decisions):
+        return None
+    drawn = Sample.draw(
+        own.split("validation"),
+        4 * options.limit,
+        lambda n: console.stage("reading validation rows", n),
+        room=_ROOM,
+    )
+    console.end_stage()
+    return _usable(predictor, drawn.rows)[1]
 
 
 def _scores(predictor: Predictor, cleaned: pl.DataFrame) -> dict[str, Array]:
@@ -337,6 +366,7 @@ def _baselines(
     train: Sample | Absent,
     test: pl.DataFrame,
     scores: Array,
+    validation: pl.DataFrame | None,
     options: Options,
     console: Console,
 ) -> dict[str, Any]:
@@ -347,7 +377,16 @@ def _baselines(
     if not len(train.rows):
         return Absent("no_rows").to_json()
     console.say(f"baselines of {target} on {len(train.rows):,} training rows")
-    found = baselines_of(predictor.pipeline, target, train, test, scores, _SEED)
+    found = baselines_of(
+        predictor.pipeline,
+        target,
+        train,
+        test,
+        scores,
+        decisions=predictor.decisions,
+        validation=validation,
+        seed=_SEED,
+    )
     return found.to_json() if isinstance(found, Absent) else found
 
 
@@ -384,7 +423,16 @@ def _of_language(
         result["baselines"][column] = Absent("chat").to_json()
     else:
         console.say("the baseline: xz")
-        result["baselines"][column] = {"xz": xz(_texts(train.rows[column]), _texts(rows.rows[column]))}
+        learnt = _learnt(predictor, train)
+        assert isinstance(learnt, Sample)
+        cleaned = predictor.clean(rows.rows) if len(rows.rows) else rows.rows
+        measured = (
+            [] if not len(cleaned) else _texts(cleaned.filter(~speaker.text.invalid(cleaned[column]))[column])
+        )
+        read = _texts(learnt.rows[column]) if len(learnt.rows) else []
+        result["baselines"][column] = (
+            {"xz": xz(read, measured)} if read and measured else Absent("no_rows").to_json()
+        )
     return result
 
 

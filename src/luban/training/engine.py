@@ -22,6 +22,7 @@ from luban.data.loader import ROW, Loader
 from luban.data.ragged import Ragged
 from luban.errors import DivergenceError
 from luban.objectives._base import Objective
+from luban.sentences import say
 from luban.training.callbacks._base import Callback
 from luban.training.checkpoint import Checkpoints, random_state, restore_random_state
 from luban.training.flops import FlopCounter
@@ -289,7 +290,7 @@ class Engine:
         self.history.append({"step": progress.step, **figures})
         stops = [callback.on_evaluate(progress, figures) for callback in self.callbacks]
         if any(stops) and progress.stopped is None:
-            progress.stopped = "a callback asked for it"
+            progress.stopped = say("a callback asked for it")
         self._window = (time.perf_counter(), 0, 0)
 
     def _flush(self) -> None:

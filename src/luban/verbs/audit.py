@@ -23,6 +23,7 @@ from luban.gates import SEVERITIES, Gate, judge
 from luban.origin import Unknown, of_split, require_split
 from luban.predict import Predictor, of_artefact
 from luban.recipe import Component
+from luban.sentences import say
 from luban.verbs.evaluate import trained_on
 from luban.verbs.rows import chunks_of, is_literal, open_data
 
@@ -175,16 +176,18 @@ def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) 
         split = next((s for s in ("test", "validation") if rows.get(s) and s not in own), None)
         split = split if "split" in loaded.lineage else None
         if split is None:
-            caution = "the artefact was trained on this very file, so what is found flatters it"
+            caution = say("the artefact was trained on this very file, so what is found flatters it")
         else:
             console.say(
                 f"the artefact was trained on this very file: its {split} rows are looked at (--split says otherwise)"
             )
     if split == "train":
-        caution = "these rows are those that the artefact was trained on, so what is found flatters it"
+        caution = say("these rows are those that the artefact was trained on, so what is found flatters it")
     if split == "validation" and loaded.decisions:
-        names = ", ".join(dict.fromkeys(one.type for one in loaded.decisions))
-        caution = f"{names} of the artefact were fitted on these rows, so what is found flatters it"
+        caution = say(
+            "{decisions} of the artefact were fitted on these rows, so what is found flatters it",
+            decisions=list(dict.fromkeys(one.type for one in loaded.decisions)),
+        )
     if caution:
         console.say(f"careful: {caution}")
     return split, caution
@@ -228,9 +231,11 @@ def _work(
 
 
 def _named_by(audit: Audit) -> list[Path]:
-    """Return the files that the options of an audit name: of words, of prompts, of secrets."""
+    """Return the files that the options of an audit name: of words, of prompts, of secrets, or those of an artefact."""
     values = [getattr(audit, key) for key in audit.guarded]
-    return [Path(value) for value in values if isinstance(value, str) and Path(value).is_file()]
+    paths = [Path(value) for value in values if isinstance(value, str)]
+    inside = [one for path in paths if path.is_dir() for one in sorted(path.iterdir())]
+    return [path for path in [*paths, *inside] if path.is_file()]
 
 
 def _fingerprint(data: str) -> str | None:

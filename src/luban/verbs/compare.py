@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +18,7 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.contracts import Array
 from luban.errors import ArtefactError, DataError
+from luban.evaluation.language import LanguageCollector, compare_texts
 from luban.evaluation.metrics import Task, compare_paired
 from luban.evaluation.run import threshold_of
 from luban.predict import Predictor, of_artefact
@@ -23,13 +26,20 @@ from luban.reporting._comparing import page_of_two
 from luban.reporting._words import Words
 from luban.reporting.baselines import weights_of
 from luban.reporting.gather import Options, gather
+from luban.sentences import say
 from luban.verbs.evaluate import trained_on
-from luban.verbs.report import is_private, require_page, write
-from luban.verbs.rows import chunks_of
+from luban.verbs.report import audits_of, is_private, require_page, write
+from luban.verbs.rows import read_again
 
 __all__ = ["compare"]
 
+_PART = 256  # rows scored at a time
 _TIMED_ROWS = 256
+_TIMED_TEXTS = 32  # measured by a language model
+_TIMED_WRITTEN = 4  # written, a token after the other
+_RUNS = 5
+
+_Read = Callable[[list[str]], Iterator[pl.DataFrame]]
 
 
 def compare(
@@ -40,6 +50,7 @@ def compare(
     output: str | Path | None = None,
     lang: str = "en",
     format: str | None = None,
+    baselines: bool = True,
     device: str = "cpu",
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -47,7 +58,8 @@ def compare(
 
     With `data`, both score the same rows and the differences get a paired bootstrap interval (and, for classes, McNemar's
     test): far sharper than two separate intervals. Without it, what each artefact recorded is shown, and said to be of
-    different rows where it is.
+    different rows where it is. Language models are compared by what they pay for the same texts; where they cut these into tokens
+    otherwise, only bits per byte can be compared, and that is said.
 
     Args:
         a, b: artefacts.
@@ -55,180 +67,430 @@ def compare(
         output: a file for the page of both (``.html``, ``.md`` or ``.json``).
         lang: ``en`` or ``zh``; of the page.
         format: ``html``, ``md`` or ``json``; by default as the ending of `output` says.
+        baselines: whether simple models are trained for the page, to stand beside both.
         device: ``cpu`` or ``cuda``.
         console: who is told what is being done.
 
     Returns:
-        ``a`` and ``b`` (parameters, size, speed, metrics), ``warnings`` and, with data, ``differences`` (b minus a) and ``weighted``:
-        whether these are, as the recipes' ``data.weight`` says; McNemar's test counts rows, each once.
+        ``a`` and ``b`` (parameters, size, speed, metrics), ``targets`` that both predict (or the text that both read), ``warnings``
+        and, with data, ``rows`` that were scored, ``skipped`` (rows that were not, by reason), ``differences`` (b minus a) and
+        ``weighted``: whether these are, as the recipes' ``data.weight`` says; McNemar's test counts rows, each once.
 
     Raises:
         ArtefactError: if the two predict different things.
+        DataError: if no row can be scored by both.
     """
     written = require_page(output, format)
     words = Words(lang)
     artefacts = [Artefact.load(a), Artefact.load(b)]
     predictors = [of_artefact(one, device=device) for one in artefacts]
-    targets = [{name: (p.type, p.classes()) for name, p in one.pipeline.scored.items()} for one in artefacts]
-    shared = [name for name in targets[0] if name in targets[1] and targets[0][name] == targets[1][name]]
-    if not shared and all(one.pipeline.written for one in artefacts):
-        raise ArtefactError(
-            f"'{a}' and '{b}' write texts, which are not compared row by row: look at 'luban evaluate' of each"
-        )
-    if not shared and not any(targets):
-        raise ArtefactError(
-            f"neither '{a}' nor '{b}' predicts a column, by which they could be compared row by row: look at 'luban evaluate' of each"
-        )
-    if not shared:
-        raise ArtefactError(
-            f"'{a}' predicts {', '.join(targets[0]) or 'no column'} and '{b}' predicts {', '.join(targets[1]) or 'no column'}: they have no target with the same classes in common, so there is nothing to compare"
-        )
-    sides = []
-    for path, artefact, predictor in zip((a, b), artefacts, predictors, strict=True):
-        sides.append(
-            {
-                "artefact": str(path),
-                "model": artefact.model.type,
-                "parameters": sum(p.numel() for p in predictor.model.parameters()),
-                "megabytes": round(
-                    sum(f.stat().st_size for f in artefact.path.iterdir() if f.is_file()) / 2**20, 3
-                ),
-                "train_seconds": artefact.lineage.get("cost", {}).get("seconds"),
-                "metrics": artefact.metrics.get("metrics", {}),
-                "measured_on": artefact.metrics.get("data"),
-            }
-        )
-    warnings: list[str] = []
-    result: dict[str, Any] = {"a": sides[0], "b": sides[1], "targets": shared, "warnings": warnings}
+    names = (str(a), str(b))
+    shared = _shared(names, predictors)
+    sides = [
+        _side(name, artefact, predictor)
+        for name, artefact, predictor in zip(names, artefacts, predictors, strict=True)
+    ]
+    warnings = _warnings(names, artefacts, predictors, shared, data)
+    result: dict[str, Any] = {"a": sides[0], "b": sides[1], "targets": shared.columns, "warnings": warnings}
+    console = console or Console()
+    for warning in warnings:
+        console.say(f"careful: {warning}")
+    options = Options(examples=0, baselines=baselines, private=any(is_private(one) for one in artefacts))
+    pairs = list(zip(artefacts, predictors, strict=True))
     if data is None:
-        result["same_rows"] = (
-            sides[0]["measured_on"] is not None and sides[0]["measured_on"] == sides[1]["measured_on"]
-        )
-        _write(result, artefacts, predictors, None, output, written, words.language, console)
+        measured = [one["measured_on"] for one in sides]
+        result["same_rows"] = measured[0] is not None and measured[0] == measured[1]
+        if output is not None:
+            _write(result, pairs, None, "", Path(output), written, words.language, options, console)
         return result
-    for path, artefact in {str(path): one for path, one in zip((a, b), artefacts, strict=True)}.items():
-        if trained_on(artefact, data):
+    weighted = artefacts[0].pipeline.weight == artefacts[1].pipeline.weight
+    with read_again(data) as read:
+        chunks = read(list(dict.fromkeys(c for one in artefacts for c in one.pipeline.inputs)))
+        first = next(chunks, None)
+        if first is None:
+            raise DataError("there is no row to compare on")
+        scored = _both(predictors, chain([first], chunks), shared, weighted)
+        result |= scored.result(predictors, shared)
+        if scored.skipped[_OTHERWISE]:
             warnings.append(
-                f"'{path}' was trained on rows of this very file, so its figures are flattered; compare on rows that neither has seen"
+                say(
+                    "{n:,} rows are left out, since the two clean the truth of them otherwise",
+                    n=scored.skipped[_OTHERWISE],
+                )
+            )
+            console.say(f"careful: {warnings[-1]}")
+        for side, speed in zip(sides, _speeds(predictors, first, shared), strict=True):
+            side |= speed
+        if output is not None:
+            _write(result, pairs, read, data, Path(output), written, words.language, options, console)
+    return result
+
+
+# --- what they have in common -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What both predict.
+
+    Attributes:
+        scored: targets that are read off an output, with the same classes.
+        written: targets that are texts.
+        spoken: the text column of two language models, None for any other.
+    """
+
+    scored: list[str]
+    written: list[str]
+    spoken: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.scored, *self.written, *([self.spoken] if self.spoken is not None else [])]
+
+
+def _shared(names: tuple[str, str], predictors: list[Predictor]) -> _Shared:
+    """Return what both predict.
+
+    Raises:
+        ArtefactError: if there is nothing.
+    """
+    a, b = names
+    first, second = (one.pipeline for one in predictors)
+    scored = [
+        name
+        for name, p in first.scored.items()
+        if name in second.scored
+        and (p.type, p.classes()) == (second.scored[name].type, second.scored[name].classes())
+    ]
+    written = [name for name in first.written if name in second.written]
+    if scored or written:
+        return _Shared(scored, written)
+    speakers = [one.speaker for one in predictors]
+    if speakers[0] is not None and speakers[1] is not None:
+        if speakers[0].causal != speakers[1].causal:
+            causal, masked = names if speakers[0].causal else names[::-1]
+            raise ArtefactError(
+                f"'{causal}' is a causal language model and '{masked}' a masked one: one pays for every token of a text, the other for those that are hidden, so there is nothing to compare"
+            )
+        if speakers[0].column != speakers[1].column:
+            raise ArtefactError(
+                f"'{a}' reads the text '{speakers[0].column}' and '{b}' the text '{speakers[1].column}': they have no text in common, so there is nothing to compare"
+            )
+        return _Shared([], [], speakers[0].column)
+    if not first.targets and not second.targets:
+        raise ArtefactError(
+            f"neither '{a}' nor '{b}' predicts a column, or both a text's tokens: there is nothing to compare row by row; look at 'luban evaluate' of each"
+        )
+    raise ArtefactError(
+        f"'{a}' predicts {', '.join(first.targets) or 'no column'} and '{b}' predicts {', '.join(second.targets) or 'no column'}: they have no target with the same classes in common, so there is nothing to compare"
+    )
+
+
+def _side(name: str, artefact: Artefact, predictor: Predictor) -> dict[str, Any]:
+    size = sum(f.stat().st_size for f in artefact.path.iterdir() if f.is_file())
+    return {
+        "artefact": name,
+        "model": artefact.model.type,
+        "parameters": sum(p.numel() for p in predictor.model.parameters()),
+        "megabytes": round(size / 2**20, 3),
+        "train_seconds": artefact.lineage.get("cost", {}).get("seconds"),
+        "metrics": artefact.metrics.get("metrics", {}),
+        "measured_on": artefact.metrics.get("data"),
+    }
+
+
+def _warnings(
+    names: tuple[str, str],
+    artefacts: list[Artefact],
+    predictors: list[Predictor],
+    shared: _Shared,
+    data: str | None,
+) -> list[str]:
+    a, b = names
+    found: list[str] = []
+    if len({_tokenizer(one, shared) for one in predictors}) > 1:
+        found.append(
+            say(
+                "'{a}' and '{b}' cut texts into tokens otherwise, so their loss and perplexity, which are of a token, cannot be compared; bits per byte can",
+                a=a,
+                b=b,
+            )
+            if _causal(predictors[0], shared)
+            else say(
+                "'{a}' and '{b}' cut texts into tokens otherwise, so their loss and perplexity, which are of a token, cannot be compared",
+                a=a,
+                b=b,
+            )
+        )
+    if data is None:
+        return found
+    for name, artefact in dict(zip(names, artefacts, strict=True)).items():
+        if trained_on(artefact, data):
+            found.append(
+                say(
+                    "'{path}' was trained on rows of this very file, so its figures are flattered; compare on rows that neither has seen",
+                    path=name,
+                )
             )
     weigh = [one.pipeline.weight for one in artefacts]
     if weigh[0] != weigh[1]:
         # Beside each other stand figures weighted as each artefact says; a difference needs one weight for a row.
-        warnings.append(
-            f"'{a}' weighs rows by {_column(weigh[0])} and '{b}' by {_column(weigh[1])}, so the paired differences are unweighted"
+        found.append(
+            say(
+                "'{a}' weighs rows by {weight_a} and '{b}' by {weight_b}, so the paired differences are unweighted",
+                a=a,
+                b=b,
+                weight_a=_column(weigh[0]),
+                weight_b=_column(weigh[1]),
+            )
         )
-    for warning in warnings:
-        (console or Console()).say(f"careful: {warning}")
-    columns = list(dict.fromkeys(c for one in artefacts for c in one.pipeline.inputs))
-    chunks = chunks_of(data, columns)
-    first = next(chunks, None)
-    if first is None:
-        raise DataError("there is no row to compare on")
-    truth, scores, weights, rows = _both(predictors, chain([first], chunks), shared, weigh[0] == weigh[1])
-    result["rows"], result["weighted"] = rows, weights is not None
-    result["differences"] = {}
-    for name in shared:
-        processor = predictors[0].pipeline.targets[name]
-        compared = compare_paired(
-            cast(Task, processor.task),
-            truth[name],
-            scores[0][name],
-            scores[1][name],
-            weights,
-            classes=processor.classes() or None,
-            threshold=(
-                threshold_of(processor),
-                threshold_of(predictors[1].pipeline.targets[name]),
-            ),
-        )
-        result["differences"][name] = asdict(compared)
-    for side, speed in zip(sides, _speeds(predictors, first), strict=True):
-        side["rows_per_second"] = round(speed, 1)
-    _write(result, artefacts, predictors, data, output, written, words.language, console)
-    return result
+    return found
 
 
-def _write(
-    result: dict[str, Any],
-    artefacts: list[Artefact],
-    predictors: list[Predictor],
-    data: str | None,
-    output: str | Path | None,
-    format: str,
-    lang: str,
-    console: Console | None,
-) -> None:
-    """Write the page of both, if there is a place for it."""
-    if output is None:
-        return
-    options = Options(examples=0, baselines=False, private=any(is_private(one) for one in artefacts))
-    reports = []
-    for artefact, predictor in zip(artefacts, predictors, strict=True):
-        chunks = None if data is None else chunks_of(data, list(predictor.pipeline.inputs))
-        reports.append(
-            gather(artefact, predictor, chunks=chunks, data=data or "", options=options, console=console)
-        )
-    content = {"compared": result, "a": reports[0], "b": reports[1]}
-    write(content, Path(output), format, lambda: page_of_two(reports[0], reports[1], result, lang))
+def _tokenizer(predictor: Predictor, shared: _Shared) -> str:
+    """Return what cuts the texts that are compared; nothing where none are."""
+    if shared.spoken is not None:
+        assert predictor.speaker is not None
+        return predictor.speaker.text.trained.to_str()
+    if shared.written:
+        assert predictor.writer is not None
+        return predictor.writer.text.trained.to_str()
+    return ""
+
+
+def _causal(predictor: Predictor, shared: _Shared) -> bool:
+    return shared.spoken is None or (predictor.speaker is not None and predictor.speaker.causal)
+
+
+def _column(name: str | None) -> str:
+    return say("no column") if name is None else say("'{column}'", column=name)
+
+
+# --- both on the same rows --------------------------------------------------------------------------------
+
+_UNKNOWN, _UNREADABLE = "the target is missing or of an unknown class", "an input cannot be read"
+_OTHERWISE = "the two clean the truth otherwise"
+
+
+@dataclass
+class _Scored:
+    """What both make of the same rows.
+
+    Attributes:
+        truth: target → what is true, of all rows.
+        scores: of each model, target → what it says.
+        texts: of each model, column → how probable it holds the texts.
+        weights: of the rows; empty where all weigh 1.
+        rows: how many were scored.
+        skipped: rows that were not, by reason.
+    """
+
+    truth: dict[str, list[Array]]
+    scores: list[dict[str, list[Array]]]
+    texts: list[dict[str, LanguageCollector]]
+    weights: list[Array] = field(default_factory=list)
+    rows: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def result(self, predictors: list[Predictor], shared: _Shared) -> dict[str, Any]:
+        """Return the differences, and of how many rows they are.
+
+        Raises:
+            DataError: if there is no row that counts.
+        """
+        if not self.rows:
+            raise DataError(
+                "no row can be scored by both artefacts"
+                + ("".join(f"; {why}: {n:,} rows" for why, n in self.skipped.items() if n))
+            )
+        weights = np.concatenate(self.weights) if self.weights else None
+        if weights is not None and not weights.any():
+            raise DataError("the rows that both can score weigh nothing; give rows whose weight is above 0")
+        differences: dict[str, Any] = {}
+        for name in shared.scored:
+            own = [one.pipeline.targets[name] for one in predictors]
+            compared = compare_paired(
+                cast(Task, own[0].task),
+                np.concatenate(self.truth[name]),
+                np.concatenate(self.scores[0][name]),
+                np.concatenate(self.scores[1][name]),
+                weights,
+                classes=own[0].classes() or None,
+                threshold=(threshold_of(own[0]), threshold_of(own[1])),
+            )
+            differences[name] = asdict(compared)
+        for name in self.texts[0]:
+            differences[name] = asdict(compare_texts(self.texts[0][name], self.texts[1][name]))
+        return {
+            "rows": self.rows,
+            "skipped": {why: n for why, n in self.skipped.items() if n},
+            "weighted": weights is not None,
+            "differences": differences,
+        }
 
 
 def _both(
-    predictors: list[Predictor], chunks: Iterator[pl.DataFrame], targets: list[str], weighted: bool
-) -> tuple[dict[str, Array], list[dict[str, Array]], Array | None, int]:
-    """Score the same rows with both, and weigh them; rows that either cannot read are left out."""
-    truth: dict[str, list[Array]] = {name: [] for name in targets}
-    scores: list[dict[str, list[Array]]] = [{name: [] for name in targets} for _ in predictors]
-    weights: list[Array] = []
-    rows = 0
+    predictors: list[Predictor], chunks: Iterator[pl.DataFrame], shared: _Shared, weighted: bool
+) -> _Scored:
+    """Score the same rows with both: those that both can read and that mean the same to both once each has cleaned them."""
+    causal = _causal(predictors[0], shared)
+    texts = [*shared.written, *([shared.spoken] if shared.spoken is not None else [])]
+    found = _Scored(
+        {name: [] for name in shared.scored},
+        [{name: [] for name in shared.scored} for _ in predictors],
+        [{name: LanguageCollector(causal) for name in texts} for _ in predictors],
+    )
     for chunk in chunks:
-        pipeline = predictors[0].pipeline
-        for name in targets:
+        for name in (*shared.scored, *shared.written):
             if name not in chunk.columns:
                 raise DataError(
                     f"there is no column '{name}', the target to compare by; columns are {', '.join(chunk.columns)}"
                 )
-        good = np.ones(len(chunk), dtype=bool)
-        for name in targets:
-            good &= pipeline.targets[name].known(chunk[name]).to_numpy()
-        for predictor in predictors:
-            predictor.pipeline.require(chunk.columns, targets=False)
-            cleaned = predictor.pipeline.clean(chunk, predicting=True)
-            good &= predictor.pipeline.readable(cleaned, targets=False)
-        own_weights = weights_of(pipeline, cleaned) if weighted else None
-        if own_weights is not None:
-            weights.append(own_weights[good])
-        part = chunk.filter(pl.Series(good))
-        rows += len(part)
-        for start in range(0, len(part), 256):
-            piece = part.slice(start, 256)
-            for predictor, own in zip(predictors, scores, strict=True):
-                outputs, _ = predictor.outputs(piece)
-                for name in targets:
-                    processor = predictor.pipeline.targets[name]
-                    own[name].append(processor.scores(outputs[f"{name}.{processor.output}"]))
-            for name in targets:
-                (encoded,) = pipeline.targets[name].encode_target(piece[name]).values()
-                truth[name].append(pipeline.targets[name].truth(encoded))
-    if not rows:
-        raise DataError("no row can be scored by both artefacts")
-    joined = [{name: np.concatenate(parts) for name, parts in own.items()} for own in scores]
-    whole = np.concatenate(weights) if weights else None
-    if whole is not None and not whole.any():
-        raise DataError("the rows that both can score weigh nothing; give rows whose weight is above 0")
-    return {name: np.concatenate(parts) for name, parts in truth.items()}, joined, whole, rows
+        for start in range(0, len(chunk), _PART):
+            _add(found, predictors, chunk.slice(start, _PART), shared, weighted)
+    return found
 
 
-def _column(name: str | None) -> str:
-    return "no column" if name is None else f"'{name}'"
+def _add(
+    found: _Scored, predictors: list[Predictor], rows: pl.DataFrame, shared: _Shared, weighted: bool
+) -> None:
+    """Score some rows with both."""
+    cleaned = [one.clean(rows) for one in predictors]
+    known, readable = (np.ones(len(rows), dtype=bool) for _ in range(2))
+    for predictor, own in zip(predictors, cleaned, strict=True):
+        for name in (*shared.scored, *shared.written):
+            known &= predictor.pipeline.targets[name].known(own[name]).to_numpy()
+        readable &= predictor.pipeline.readable(own, targets=False)
+        if shared.spoken is not None:
+            assert predictor.speaker is not None
+            readable &= ~predictor.speaker.text.invalid(own[shared.spoken]).to_numpy()
+    both = known & readable
+    alike = np.ones(len(rows), dtype=bool)
+    alike[both] = _alike(predictors, [own.filter(pl.Series(both)) for own in cleaned], shared)
+    found.skipped[_UNKNOWN] += int((~known).sum())
+    found.skipped[_UNREADABLE] += int((known & ~readable).sum())
+    found.skipped[_OTHERWISE] += int((both & ~alike).sum())
+    kept = both & alike
+    found.rows += int(kept.sum())
+    if not kept.any():
+        return
+    parts = [own.filter(pl.Series(kept)) for own in cleaned]
+    weights = weights_of(predictors[0].pipeline, parts[0]) if weighted else None
+    if weights is not None:
+        found.weights.append(weights)
+    for name in shared.scored:
+        found.truth[name].append(_truth(predictors[0], parts[0], name))
+    for predictor, part, scores, texts in zip(predictors, parts, found.scores, found.texts, strict=True):
+        if shared.scored:
+            outputs, _ = predictor.outputs_of_cleaned(part)
+            for name in shared.scored:
+                processor = predictor.pipeline.targets[name]
+                scores[name].append(processor.scores(outputs[f"{name}.{processor.output}"]))
+        if shared.written:
+            writer = predictor.writer
+            assert writer is not None
+            inputs, _ = predictor.pipeline.encode(part, targets=False)
+            given = writer.text.encode_measured(part[writer.column])
+            texts[writer.column].update(writer.score(inputs, *given), weights)
+        if shared.spoken is not None:
+            assert predictor.speaker is not None
+            texts[shared.spoken].update(predictor.speaker.measure(part[shared.spoken]), weights)
 
 
-def _speeds(predictors: list[Predictor], rows: pl.DataFrame) -> list[float]:
-    """Rows a second, measured in turns so that both meet the same machine."""
-    part = rows.head(_TIMED_ROWS)
-    times: list[list[float]] = [[] for _ in predictors]
-    for _ in range(5):
-        for predictor, own in zip(predictors, times, strict=True):
+def _alike(predictors: list[Predictor], cleaned: list[pl.DataFrame], shared: _Shared) -> Array:
+    """Return of which rows the truth is the same to both, each of which has cleaned them, boolean, (n,)."""
+    alike = np.ones(len(cleaned[0]), dtype=bool)
+    for name in shared.scored:
+        one, other = (_truth(p, own, name) for p, own in zip(predictors, cleaned, strict=True))
+        if predictors[0].pipeline.targets[name].task == "regression":
+            # Each undoes a scaling of its own.
+            same = np.isclose(one, other, rtol=1e-4, atol=1e-6 * float(np.abs(one).max(initial=0.0)))
+        else:
+            same = one == other
+        alike &= same if same.ndim == 1 else same.all(1)
+    for name in shared.columns[len(shared.scored) :]:
+        cells = zip(*(own[name].to_list() for own in cleaned), strict=True)
+        alike &= np.array([x == y for x, y in cells], dtype=bool)
+    return alike
+
+
+def _truth(predictor: Predictor, rows: pl.DataFrame, name: str) -> Array:
+    processor = predictor.pipeline.targets[name]
+    (encoded,) = processor.encode_target(rows[name]).values()
+    return processor.truth(encoded)
+
+
+# --- speed, and the page ----------------------------------------------------------------------------------
+
+
+def _speeds(predictors: list[Predictor], rows: pl.DataFrame, shared: _Shared) -> list[dict[str, float]]:
+    """Return rows a second, and where there are tokens these: measured in turns, so that both meet the same machine.
+
+    Tokens are those of texts whose probability is measured (of a masked model they are not counted: it is asked for few of them), or
+    those that are written.
+    """
+    work = [_work(predictor, rows, shared) for predictor in predictors]
+    times: list[list[float]] = [[] for _ in work]
+    done: list[tuple[int, int]] = [(0, 0) for _ in work]
+    for _ in range(_RUNS):
+        for i, once in enumerate(work):
             started = time.perf_counter()
-            predictor.predict(part)
-            own.append(time.perf_counter() - started)
-    return [len(part) / sorted(own)[len(own) // 2] for own in times]
+            done[i] = once()
+            times[i].append(time.perf_counter() - started)
+    found = []
+    for (count, tokens), own in zip(done, times, strict=True):
+        speed = {"rows_per_second": round(count / median(own), 1)}
+        if tokens:
+            speed["tokens_per_second"] = round(tokens / median(own), 1)
+        found.append(speed)
+    return found
+
+
+def _work(predictor: Predictor, rows: pl.DataFrame, shared: _Shared) -> Callable[[], tuple[int, int]]:
+    """Return what is timed; it returns rows and tokens."""
+    if shared.spoken is not None:
+        speaker = predictor.speaker
+        assert speaker is not None
+        texts = predictor.clean(rows)[shared.spoken]
+        texts = texts.filter(~speaker.text.invalid(texts)).head(_TIMED_TEXTS)
+
+        def measured() -> tuple[int, int]:
+            scores = speaker.measure(texts)
+            return len(texts), sum(one.tokens for one in scores) if speaker.causal else 0
+
+        return measured
+    part = rows.head(_TIMED_WRITTEN if shared.written else _TIMED_ROWS)
+
+    def predicted() -> tuple[int, int]:
+        made = predictor.predict(part)
+        return len(part), sum(one.get(f"{name}.tokens", 0) for one in made for name in shared.written)
+
+    return predicted
+
+
+def _write(
+    result: dict[str, Any],
+    pairs: list[tuple[Artefact, Predictor]],
+    read: _Read | None,
+    data: str,
+    output: Path,
+    format: str,
+    lang: str,
+    options: Options,
+    console: Console,
+) -> None:
+    """Write the page of both."""
+    reports = [
+        gather(
+            artefact,
+            predictor,
+            chunks=None if read is None else read(list(predictor.pipeline.inputs)),
+            data=data,
+            audits=audits_of((), artefact.path),
+            options=options,
+            console=console,
+        )
+        for artefact, predictor in pairs
+    ]
+    content = {"compared": result, "a": reports[0], "b": reports[1]}
+    write(content, output, format, lambda: page_of_two(reports[0], reports[1], result, lang))

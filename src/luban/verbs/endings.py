@@ -25,6 +25,7 @@ from luban.recipe import Recipe
 __all__ = ["Ending", "decide", "examine", "require", "require_fit"]
 
 _LIMIT = 20_000  # rows audited at the most
+_ROOM = 2**28  # bytes of them, which are less where cells hold pictures or long texts
 _DECIDING = 200_000  # rows that decisions are fitted on, about, at the most
 _SEED = 0  # of the rows that decisions are fitted on
 _PLACE = "__luban_place__"  # a column that is always there: without any, a table has no rows
@@ -164,7 +165,10 @@ def examine(
     text: str,
     console: Console,
 ) -> Ending:
-    """Run the audits that the recipe names, or that its gates need, on the rows that were measured, and judge the gates."""
+    """Run the audits that the recipe names, or that its gates need, on the rows that were measured, and judge the gates.
+
+    Of many rows some are drawn by lot, and that is said; the gates over metrics are those of all rows.
+    """
     gates = [Gate.parse(one) for one in recipe.gates]
     known = registry.names("audits")
     named = [one.type for one in recipe.audits] + [one.audit for one in gates if one.audit in known]
@@ -172,9 +176,10 @@ def examine(
     ending = Ending()
     if (named or everything) and split is not None:
         chosen, _ = choose([] if everything else list(dict.fromkeys(named)), recipe.audits)
-        case = Case(
-            predictor, Sample.draw(prepared.raw(split), _LIMIT), list(predictor.pipeline.groups), text
-        )
+        sample = Sample.draw(prepared.raw(split), _LIMIT, room=_ROOM)
+        if len(sample.rows) < sample.total:
+            console.say(f"audits look at {sample}")
+        case = Case(predictor, sample, list(predictor.pipeline.groups), text)
         case.lineage = {"split": prepared.split_state, "data": prepared.fingerprints}
         case.report = console.stage
         ending.results, ending.left = run(case, chosen, console, asked=[one.type for one in recipe.audits])

@@ -22,8 +22,10 @@ from luban.data.sampling import Sample
 from luban.errors import DataError, InputError, LubanError, did_you_mean
 from luban.explaining import _render
 from luban.explaining._base import Explainer, Explanation, Survey
-from luban.explaining._case import Background, Case, require_rows
+from luban.explaining._case import Background, Case, quick_products, require_rows
+from luban.explaining._hidden import explain_hidden, fills, hidden_cases
 from luban.explaining._quality import measure
+from luban.explaining._tokens import TokenCase
 from luban.explaining._written import explain_written, writes, written_case
 from luban.origin import Origin, Unknown
 from luban.predict import Predictor, frame_of, of_artefact
@@ -73,7 +75,8 @@ def explain(
         target: the column to explain; the first one by default.
         method: type of the explainer; by default one that suits the model (see `default`).
         label: the class to explain; by default the one that is predicted for each row.
-        target_text: for a model that writes: the text whose tokens are explained; by default what the model writes.
+        target_text: for a model that writes: the text whose tokens are explained; by default what the model writes. For a masked
+            language model: the words at the hidden places, a token each; by default the most probable ones.
         max_tokens: for a model that writes: how many tokens it writes, at most.
         quality: whether to measure how well explanations explain the model (`luban.explaining._quality`).
         limit: rows that are looked at; 0 for all. By default the first 100, or a sample of 2,000 for what is about a whole set.
@@ -186,20 +189,23 @@ class _Run:
         self.quality, self.target_text, self.max_tokens = quality, target_text, max_tokens
         self.training, self.background, self.console = training, background, console
         scored = predictor.pipeline.scored
-        self.written = (
-            writes(predictor) and (target is None or target not in scored) and not (target is None and scored)
-        )
-        if self.written and label is not None:
+        speaks = predictor.writer or predictor.speaker
+        columns = [*scored, *([] if speaks is None else [speaks.column])]
+        if speaks is not None and target is not None and target not in columns:
             raise InputError(
-                f"the model writes a text, so there is no class '{label}' to explain; leave --class out"
+                f"there is no target '{target}' to explain; targets are {', '.join(columns)}{did_you_mean(target, columns)}"
             )
-        if not self.written and target_text is not None:
+        of_tokens = speaks is not None and (target or columns[0]) == speaks.column
+        self.written = of_tokens and writes(predictor)
+        self.hidden = of_tokens and fills(predictor)
+        if (self.written or self.hidden) and label is not None:
+            what = "writes a text" if self.written else "fills in hidden words"
             raise InputError(
-                f"--target-text is for a model that writes texts; this artefact predicts {', '.join(scored) or 'vectors'}"
+                f"the model {what}, so there is no class '{label}' to explain; leave --class out"
             )
-        if predictor.speaker is not None and not writes(predictor) and not scored:
+        if not (self.written or self.hidden) and target_text is not None:
             raise InputError(
-                "a masked language model predicts hidden words and no column; train a target on it, then explain that"
+                f"--target-text is for a model that writes texts or fills in hidden words; this artefact predicts {', '.join(scored) or 'vectors'}"
             )
         self.count = 0
         self.of: int | None = None
@@ -248,13 +254,14 @@ class _Run:
 
     def _trial(self, rows: pl.DataFrame) -> Case:
         """Return a case of the first row that can be read, to ask explainers about."""
-        if self.written:
+        if self.written or self.hidden:
             problem: DataError | None = None
             for i in range(min(len(rows), AT_ONCE)):
+                row = rows[i : i + 1]
                 try:
-                    return written_case(
-                        self.predictor, rows[i : i + 1], i, 1, self.target_text, self.seed
-                    ).part(0, 1)
+                    if self.hidden:
+                        return hidden_cases(self.predictor, row, i, self.target_text, self.seed)[0]
+                    return written_case(self.predictor, row, i, 1, self.target_text, self.seed).part(0, 1)
                 except DataError as error:
                     problem = problem or error
             raise problem or DataError("there is no row to explain")
@@ -271,7 +278,7 @@ class _Run:
     def rows(self, explainer: Explainer, chunks: Iterator[pl.DataFrame], limit: int) -> Iterator[Explanation]:
         """Yield an explanation for each row that can be read, in order."""
         seen = 0
-        at_once = 1 if self.written else AT_ONCE
+        at_once = 1 if self.written or self.hidden else AT_ONCE
         for chunk in chunks:
             for start in range(0, len(chunk), at_once):
                 left = limit - seen if limit else at_once
@@ -281,7 +288,9 @@ class _Run:
                     )
                     return
                 part = chunk[start : start + min(at_once, left)]
-                for one in self._some(explainer, part, seen):
+                with quick_products(self.predictor):
+                    found = self._some(explainer, part, seen)
+                for one in found:
                     self.count += 1
                     self._remember(one)
                     yield one
@@ -290,8 +299,8 @@ class _Run:
         self.console.end_stage()
 
     def _some(self, explainer: Explainer, rows: pl.DataFrame, first: int) -> list[Explanation]:
-        if self.written:
-            return self._written(explainer, rows, first)
+        if self.written or self.hidden:
+            return self._of_tokens(explainer, rows, first)
         try:
             case = self.case(rows, first)
         except pl.exceptions.PolarsError as error:
@@ -310,12 +319,19 @@ class _Run:
         show_images(case, found)
         return found
 
-    def _written(self, explainer: Explainer, rows: pl.DataFrame, number: int) -> list[Explanation]:
+    def _of_tokens(self, explainer: Explainer, rows: pl.DataFrame, number: int) -> list[Explanation]:
         try:
-            case = written_case(self.predictor, rows, number, self.max_tokens, self.target_text, self.seed)
+            if self.hidden:
+                hidden = hidden_cases(self.predictor, rows, number, self.target_text, self.seed)
+            else:
+                case = written_case(
+                    self.predictor, rows, number, self.max_tokens, self.target_text, self.seed
+                )
         except DataError as error:
             self.unreadable[number] = str(error)
             return []
+        if self.hidden:
+            return [explain_hidden(hidden, explainer, quality=self.quality)]
         return [explain_written(case, explainer, quality=self.quality)]
 
     def _remember(self, one: Explanation) -> None:
@@ -364,9 +380,10 @@ class _Run:
         sample = Sample.draw(chunks, limit or None, lambda rows: self.console.stage("reading", rows))
         self.console.end_stage()
         self.console.say(f"looking at {sample}")
-        case = self.case(sample.rows, 0)
-        require_rows(case)
-        found: Survey = explainer.survey(case)
+        with quick_products(self.predictor):
+            case = self.case(sample.rows, 0)
+            require_rows(case)
+            found: Survey = explainer.survey(case)
         if len(sample.rows) < sample.total:
             found.notes.append(f"{sample}")
         return {
@@ -396,8 +413,10 @@ def default(case: Case) -> str:
 
 def refusal(explainer: Explainer, case: Case) -> str | None:
     """Return why an explainer does not fit a case; None if it does."""
-    if case.writes and not explainer.of_written:
-        return "the model writes texts, and it explains no tokens that are written"
+    if isinstance(case, TokenCase) and not explainer.of_written:
+        if case.writes:
+            return "the model writes texts, and it explains no tokens that are written"
+        return "the model fills in hidden words, and it explains none"
     return explainer.refusal(case)
 
 

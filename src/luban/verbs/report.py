@@ -24,10 +24,11 @@ from luban.reporting._markdown import markdown
 from luban.reporting._sections import page, verdict
 from luban.reporting._words import Words
 from luban.reporting.gather import LIMIT, Options, gather
+from luban.sentences import revived, say
 from luban.verbs.evaluate import trained_on
 from luban.verbs.rows import chunks_of
 
-__all__ = ["FORMATS", "format_of", "is_private", "report", "require_page", "write"]
+__all__ = ["FORMATS", "audits_of", "format_of", "is_private", "report", "require_page", "write"]
 
 FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 """Ending of a file → what is written into it."""
@@ -125,7 +126,9 @@ def report(
             chunks = of_split(predictor.pipeline, loaded.lineage, chunks, split)
         elif trained_on(loaded, data):
             warnings.append(
-                "the artefact was trained on rows of this very file, so its figures are flattered; add --split test"
+                say(
+                    "the artefact was trained on rows of this very file, so its figures are flattered; add --split test"
+                )
             )
     result = gather(
         loaded,
@@ -133,7 +136,7 @@ def report(
         chunks=chunks,
         data=data or "",
         warnings=warnings,
-        audits=_audits(audit, folder),
+        audits=audits_of(audit, folder),
         options=Options(limit, examples, baselines, is_private(loaded) if private is None else private),
         console=console,
     )
@@ -211,7 +214,12 @@ def _resolve(folder: Path) -> tuple[Path, dict[str, Any]]:
         ) from None
 
 
-def _audits(paths: Sequence[str | Path], folder: Path) -> list[dict[str, Any]]:
+def audits_of(paths: Sequence[str | Path], folder: Path) -> list[dict[str, Any]]:
+    """Return audits from files, or those that lie in an artefact where no file is named.
+
+    Raises:
+        InputError: if a file holds none that can be shown.
+    """
     places = [Path(one) for one in paths] or [place for place in (folder / _AUDIT,) if place.is_file()]
     found = []
     for place in places:
@@ -232,7 +240,7 @@ def _audits(paths: Sequence[str | Path], folder: Path) -> list[dict[str, Any]]:
             raise InputError(
                 f"'{place}' is no audit that can be shown ({'.'.join(map(str, wrong['loc']))}: {wrong['msg']}); write one anew with: luban audit {folder} DATA -o {place}"
             ) from None
-        found.append(dict(one))
+        found.append(revived(dict(one)))
     return found
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import glob
 import json
+import re
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import polars as pl
 
@@ -16,17 +20,38 @@ from luban.errors import DataError, LubanError
 from luban.predict import frame_of
 from luban.recipe import Section, anchor, source_from
 
-__all__ = ["chunks_of", "is_literal", "open_data"]
+__all__ = ["chunks_of", "is_literal", "open_data", "read_again"]
 
 
 def is_literal(text: str) -> bool:
     """Whether an argument is a row itself rather than the name of a file.
 
     Example:
-        >>> is_literal('{"review": "好"}'), is_literal("rows.csv")
-        (True, False)
+        >>> is_literal('{"review": "好"}'), is_literal("rows.csv"), is_literal("[MASK] is a tool")
+        (True, False, False)
     """
-    return text.lstrip().startswith(("{", "["))
+    return re.match(r'\s*(\{|\[\s*[{\[\]"\d-])', text) is not None
+
+
+@contextmanager
+def read_again(data: str) -> Iterator[Callable[[list[str]], Iterator[pl.DataFrame]]]:
+    """Return what yields the rows for some columns, as `chunks_of` does, each time it is called: standard input, which can be
+    read but once, is put aside in a file for as long.
+
+    Args:
+        data: as in `chunks_of`.
+    """
+    if data != "-":
+        yield lambda columns: chunks_of(data, columns)
+        return
+    with tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+
+        def read(columns: list[str]) -> Iterator[pl.DataFrame]:
+            file.seek(0)
+            yield from _lines(file, 8192)
+
+        yield read
 
 
 def chunks_of(data: str, columns: list[str], chunk_rows: int = 8192) -> Iterator[pl.DataFrame]:
@@ -42,7 +67,7 @@ def chunks_of(data: str, columns: list[str], chunk_rows: int = 8192) -> Iterator
         DataError: if it cannot be read.
     """
     if data == "-":
-        yield from _lines(chunk_rows)
+        yield from _lines(sys.stdin.buffer, chunk_rows)
     elif is_literal(data):
         try:
             rows = json.loads(data)
@@ -101,9 +126,8 @@ def _looks_like_data(data: str) -> bool:
     return "." in Path(data).name and " " not in data  # a file that was meant, and is not there
 
 
-def _lines(chunk_rows: int) -> Iterator[pl.DataFrame]:
+def _lines(stream: IO[bytes], chunk_rows: int) -> Iterator[pl.DataFrame]:
     rows: list[dict[str, Any]] = []
-    stream = sys.stdin.buffer
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue

@@ -24,10 +24,11 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.prepare import Prepared
 from luban.data.processors._base import as_words
-from luban.errors import ArtefactError, DataError
+from luban.errors import ArtefactError, DataError, InputError
 from luban.evaluation.run import TrainingScorer, evaluate
 from luban.predict import Predictor, load
 from luban.recipe import Recipe
+from luban.reporting._words import Words
 from luban.training import machine
 from luban.training.callbacks._base import Callback
 from luban.training.checkpoint import Checkpoints
@@ -56,6 +57,7 @@ def train(
     resume: bool = True,
     force: bool = False,
     report: str | Path | None = None,
+    lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train what a recipe describes and write the artefact.
@@ -71,6 +73,7 @@ def train(
         resume: whether to go on with an interrupted run.
         force: replace a finished artefact at `output`.
         report: a file for the page of `luban report`, written when all is done.
+        lang: ``en`` or ``zh``; of that page.
         console: who is told what happens; nobody by default.
 
     Returns:
@@ -88,6 +91,11 @@ def train(
     console = console or Console()
     if report is not None:
         require_page(report)  # not after hours
+        Words(lang)
+    elif lang != "en":
+        raise InputError(
+            f"received lang '{lang}', which is of the page, but no page was asked for; name one by report"
+        )
     resolved, document = recipes.read(recipe, list(overrides))
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "model"
     place = Path(output) if output is not None else None
@@ -99,7 +107,7 @@ def train(
         else:
             result = _train(resolved, name, place, resume, force, console)
     if report is not None:
-        write_report(result["artefact"], output=report, console=console)
+        write_report(result["artefact"], output=report, lang=lang, console=console)
         result["report"] = str(report)
     return result
 

@@ -280,6 +280,14 @@ HUGE = {
     "a wide margin": "{{ 'a\nb' | indent(1000000000) }}",
     "a wide JSON": "{{ [1, 2] | tojson(indent=1000000000) }}",
     "a wide line": "{{ 'a'.ljust(1000000000) }}",
+    "a wide line by rjust": "{{ 'a'.rjust(1000000000, 'b') }}",
+    "a wide line by center": "{{ 'a'.center(1000) }}",
+    "many zeros": "{{ '1'.zfill(1000000000) }}",
+    "a width of many bits": "{{ 'a'.ljust(2 ** 64 * 2 ** 64) }}",
+    "a width by way of attr": "{{ ('a' | attr('zfill'))(1000000000) }}",
+    "a width that is unpacked": "{{ 'a'.ljust(*[1000000000]) }}",
+    "wide lines without end": "{% set ns = namespace(l=[]) %}{% for a in range(1000) %}{% for b in range(1000) %}{% set ns.l = ['a'.ljust(999)] %}{% endfor %}{% endfor %}",
+    "wide lines that are kept": "{% set ns = namespace(s='') %}{% for a in range(1000) %}{% for b in range(1000) %}{% set ns.s = ns.s ~ 'a'.zfill(999) %}{% endfor %}{% endfor %}",
     "a wide number": "{{ '%1000000000d' % 1 }}",
     "a wide number by the filter": "{{ '%1000000000d' | format(1) }}",
     "a width that is an argument": "{{ '%*d' % (1000000000, 1) }}",
@@ -315,6 +323,26 @@ def test_a_strangers_template_can_neither_fill_the_memory_nor_loop_for_ever(atta
     assert time.monotonic() - started < 20
     assert len(str(error.value)) < 120
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "padded",
+    [
+        "'7'.zfill(3)",
+        "'ab'.ljust(5, '.')",
+        "'ab'.rjust(5)",
+        "'ab'.center(7, '*')",
+        "'ab'.ljust(-4)",
+        "'a'.ljust(999)",
+    ],
+)
+def test_texts_are_padded_as_in_python(padded: str) -> None:
+    assert render(f"{{{{ {padded} }}}}", talk("1")) == eval(padded)
+
+
+def test_a_width_that_is_no_number_is_the_templates_fault() -> None:
+    with pytest.raises(UnreadableError):
+        render("{{ 'a'.ljust('wide') }}", talk("1"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 
 from luban.data.contracts import Cleaner
 from luban.errors import DataError, did_you_mean
+from luban.sentences import say
 
 __all__ = [
     "TOKENS",
@@ -39,7 +40,7 @@ class Step(Cleaner):
 
     def _count(self, what: str, times: int) -> None:
         if times:
-            self._counts[f"{self.type}: {what}"] += int(times)
+            self._counts[say("{step}: {what}", step=self.type, what=what)] += int(times)
 
     def counts(self) -> Counter[str]:
         """Return what was changed or dropped since the last call, by name, and start again from zero."""

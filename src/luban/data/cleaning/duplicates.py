@@ -8,6 +8,7 @@ from pydantic import PrivateAttr
 
 from luban.data.cleaning._base import FirstSeen, Step, chosen, row_hashes
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Duplicates"]
 
@@ -37,5 +38,5 @@ class Duplicates(Step):
         places = np.arange(self._rows, self._rows + len(rows), dtype=np.uint32)
         self._rows += len(rows)
         new = self._seen.first(row_hashes(rows.select(chosen(self.columns, rows))), places) == places
-        self._count("dropped", int((~new).sum()))
+        self._count(say("dropped"), int((~new).sum()))
         return rows.filter(pl.Series(new))

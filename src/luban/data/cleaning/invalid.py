@@ -12,6 +12,7 @@ from luban.data.cleaning._base import Step, chosen, has_numbers, has_text, is_mi
 from luban.errors import DataError
 from luban.recipe import Config
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Invalid", "Rule"]
 
@@ -152,7 +153,7 @@ class Invalid(Step):
         bad = pl.Series([False]).new_from_index(0, len(rows))
         for name in chosen([*self.rules], rows):
             broken = self.rules[name].broken(rows[name])
-            self._count(f"rule of '{name}' broken", int(broken.sum()))
+            self._count(say("rule of '{column}' broken", column=name), int(broken.sum()))
             bad |= broken
-        self._count("dropped", int(bad.sum()))
+        self._count(say("dropped"), int(bad.sum()))
         return rows.filter(~bad)

@@ -13,6 +13,7 @@ from luban.data.cleaning._base import TOKENS, Look, Step, chosen, is_missing, nu
 from luban.data.quantiles import Quantiles
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Missing"]
 
@@ -134,13 +135,13 @@ class Missing(Step):
         if self.strategy == "drop":
             if not predicting:
                 kept = rows.filter(~pl.any_horizontal(*missing.values())) if missing else rows
-                self._count("dropped", len(rows) - len(kept))
+                self._count(say("dropped"), len(rows) - len(kept))
                 return kept
             return rows.with_columns(rows[name].set(where, None) for name, where in missing.items())
         changed = []
         for name, where in missing.items():
             changed.append(_filled(rows[name], where, self._fill[name]))
-            self._count("filled", int(where.sum()))
+            self._count(say("filled"), int(where.sum()))
             if self.indicator:
                 if f"{name}_missing" in rows.columns:
                     raise DataError(

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 from luban.data.cleaning._base import FirstSeen, Step, chosen, has_text, mix
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["NearDuplicates", "signatures"]
 
@@ -104,7 +105,7 @@ class NearDuplicates(Step):
                 "text, or use duplicates, which takes every type"
             )
         keep = ~self.resemblances(values)
-        self._count("dropped", int((~keep).sum()))
+        self._count(say("dropped"), int((~keep).sum()))
         return rows.filter(pl.Series(keep))
 
     def resemblances(self, values: pl.Series, among: int | None = None) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from luban.data.cleaning._base import Look, Step, chosen, has_numbers, numbers, 
 from luban.data.quantiles import Quantiles
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Outliers"]
 
@@ -79,7 +80,7 @@ class Outliers(Step):
             if reach > 0:
                 self._bounds[name] = low - reach, high + reach
             else:
-                self._count("columns without spread", 1)
+                self._count(say("columns without spread"), 1)
         self._looks, self._moments, self._quantiles = {}, {}, {}
 
     def apply(self, rows: pl.DataFrame, *, predicting: bool) -> pl.DataFrame:
@@ -96,12 +97,12 @@ class Outliers(Step):
             kind = pl.String if cells.dtype == pl.String else pl.Float64
             changed.append(values.clip(low, high).cast(kind).zip_with(far, cells.cast(kind)))
         if self.action == "clip":
-            self._count("clipped", sum(int(far.sum()) for far in outside))
+            self._count(say("clipped"), sum(int(far.sum()) for far in outside))
             return rows.with_columns(changed)
         if predicting or not outside:
             return rows
         kept = rows.filter(~pl.any_horizontal(*outside))
-        self._count("dropped", len(rows) - len(kept))
+        self._count(say("dropped"), len(rows) - len(kept))
         return kept
 
     def state(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import polars as pl
 from luban.data.cleaning._base import Step, chosen, plain
 from luban.errors import DataError, MissingError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Text"]
 
@@ -84,7 +85,7 @@ class Text(Step):
                     [None if text is None else repair(text) for text in texts.to_list()],
                     dtype=pl.String,
                 )
-                self._count("changed", int((clean != texts).sum()))
+                self._count(say("changed"), int((clean != texts).sum()))
                 changed.append(clean)
             elif self.columns is not None and texts.dtype != pl.Null and not predicting:
                 raise DataError(

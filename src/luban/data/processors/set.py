@@ -14,6 +14,7 @@ from luban.data.contracts import Array, Encoded, Field, Flat, Processor, Role
 from luban.data.processors._base import in_order, sigmoid, smallest_integer
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Set"]
 
@@ -94,7 +95,7 @@ class Set(Processor):
         number = {word: i for i, word in enumerate(self._words)}
         rows = self._split(values)
         kept = [[number[word] for word in row if word in number] for row in rows]
-        self._counts["unknown words left out"] += sum(map(len, rows)) - sum(map(len, kept))
+        self._counts[say("unknown words left out")] += sum(map(len, rows)) - sum(map(len, kept))
         offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
         flat = np.fromiter(
             (i for row in kept for i in row), dtype=smallest_integer(len(self._words)), count=int(offsets[-1])

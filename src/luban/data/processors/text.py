@@ -18,6 +18,7 @@ from luban.data.processors._tokenizer_files import files_of, read
 from luban.data.processors._tokenizers import SPECIAL, Form, Kind, Ready, Training, train
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -301,8 +302,8 @@ class Text(Processor):
         whole = lengths + len(before) + len(after) + len(closing)
         kept, closed = lengths, np.full(len(texts), bool(closing))
         if limit is not None and len(cut := np.flatnonzero(whole > limit)):
-            self._counts["texts cut to max_length"] += len(cut)
-            self._counts["tokens cut"] += int((whole[cut] - limit).sum())
+            self._counts[say("texts cut to max_length")] += len(cut)
+            self._counts[say("tokens cut")] += int((whole[cut] - limit).sum())
             closed[cut] = False  # such a text does not end here
             # As other libraries do, the text is cut and what stands around it stays, if there is room.
             before, after = before[:limit], after[: max(0, limit - len(before))]
@@ -330,7 +331,7 @@ class Text(Processor):
         except UnicodeEncodeError:
             mended = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
             changed = sum(a != b for a, b in zip(texts, mended, strict=True))
-            self._counts["texts with lone surrogates, which were replaced"] += changed
+            self._counts[say("texts with lone surrogates, which were replaced")] += changed
             return mended
         return texts
 

@@ -15,6 +15,7 @@ from itertools import chain
 
 from luban.data.sources._files import File, reading
 from luban.errors import DataError, did_you_mean
+from luban.sentences import say
 
 __all__ = ["LONGEST", "Text", "guess"]
 
@@ -69,14 +70,24 @@ class Text:
 
     def note(self) -> str:
         """Return one line for the user: the encoding, and how many lines were repaired."""
-        note = f"{self.file.name}: encoding {self.encoding}" + ("" if self.given else " (recognised)")
-        if self.repaired:
-            lines = "line has" if self.repaired == 1 else "lines have"
-            note += (
-                f"; {self.repaired} {lines} bytes that are not {self.encoding}, replaced by U+FFFD"
-                f" (first: line {self.first_repaired})"
+        values: dict[str, str | int] = {"file": self.file.name, "encoding": self.encoding}
+        note = (
+            say("{file}: encoding {encoding}", **values)
+            if self.given
+            else say("{file}: encoding {encoding} (recognised)", **values)
+        )
+        if not self.repaired:
+            return note
+        values |= {"note": note, "n": self.repaired, "first": self.first_repaired}
+        if self.repaired == 1:
+            return say(
+                "{note}; 1 line has bytes that are not {encoding}, replaced by U+FFFD (first: line {first})",
+                **values,
             )
-        return note
+        return say(
+            "{note}; {n} lines have bytes that are not {encoding}, replaced by U+FFFD (first: line {first})",
+            **values,
+        )
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield blocks of whole lines; only the last may lack its line end."""

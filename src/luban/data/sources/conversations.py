@@ -28,6 +28,7 @@ from luban.data.sources.jsonl import Jsonl
 from luban.data.sources.parquet import Parquet
 from luban.errors import DataError, did_you_mean
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Conversations"]
 
@@ -110,17 +111,30 @@ class Conversations(Source):
         """Return how the files were read, and which rows are no conversations."""
         layout = self._layout()
         column = self._name(_NEEDED[layout])
-        what = f"'{self._shown}' is read as {layout}, by its column '{column}'"
+        what = say(
+            "'{file}' is read as {layout}, by its column '{column}'",
+            file=self._shown,
+            layout=layout,
+            column=column,
+        )
         if self._is_preference():
-            what = f"'{self._shown}' is read as pairs of answers ({', '.join(map(self._name, _PAIR))})"
+            columns = list(map(self._name, _PAIR))
+            what = say("'{file}' is read as pairs of answers ({columns})", file=self._shown, columns=columns)
         notes = [*self._source().notes(), what]
         notes += [
-            f"{n:,} rows are no conversations, because of {reason}; the first is row {self._first[reason] + 1:,}"
+            say(
+                "{n:,} rows are no conversations, because of {reason}; the first is row {row:,}",
+                n=n,
+                reason=reason,
+                row=self._first[reason] + 1,
+            )
             for reason, n in self._reasons.most_common()
         ]
         if self._left:
-            keys = ", ".join(one_line(key, 30) for key, _ in self._left.most_common(10))
-            notes.append(f"messages have keys besides role and content, which are left out: {keys}")
+            keys = [one_line(key, 30) for key, _ in self._left.most_common(10)]
+            notes.append(
+                say("messages have keys besides role and content, which are left out: {keys}", keys=keys)
+            )
         return notes
 
     def _listed(self) -> str:
@@ -254,9 +268,9 @@ class Conversations(Source):
         before = self._before(row, layout)
         chosen, rejected = (self._answered(self._get(row, name), before) for name in _PAIR)
         if chosen == rejected:
-            raise UnreadableError("two answers that are equal")
+            raise UnreadableError(say("two answers that are equal"))
         if _question(chosen) != _question(rejected):
-            raise UnreadableError("answers to different prompts")
+            raise UnreadableError(say("answers to different prompts"))
         return [chosen, rejected]
 
     def _before(self, row: Mapping[str, Any], layout: Layout) -> list[Message]:
@@ -278,7 +292,7 @@ class Conversations(Source):
             messages = read(answer, left=self._left)
         if messages[0]["role"] == ANSWER:
             if not before:
-                raise UnreadableError("an answer without a prompt")
+                raise UnreadableError(say("an answer without a prompt"))
             messages = [*before, *messages]
         elif before and before[0]["role"] == "system" and messages[0]["role"] != "system":
             messages = [before[0], *messages]
@@ -297,9 +311,9 @@ def _pairs(history: Any) -> list[tuple[Any, Any]]:
         try:
             history = json.loads(history)
         except ValueError:
-            raise UnreadableError("a history that is no list of pairs") from None
+            raise UnreadableError(say("a history that is no list of pairs")) from None
     if history is None:
         return []
     if not isinstance(history, list) or not all(isinstance(one, list) and len(one) == 2 for one in history):
-        raise UnreadableError("a history that is no list of pairs")
+        raise UnreadableError(say("a history that is no list of pairs"))
     return [(one[0], one[1]) for one in history]

@@ -24,6 +24,7 @@ from luban.data.sources._files import File
 from luban.data.sources._tables import Schema, TextFiles, checked_names, nulled
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Csv"]
 
@@ -65,8 +66,10 @@ class Csv(TextFiles):
 
     def notes(self) -> list[str]:
         """Return each file's encoding, repaired lines and padded rows, as far as the files were read."""
-        said = "rows had too few cells and were padded"
-        return super().notes() + [f"{name}: {rows} {said}" for name, rows in self._padded.items()]
+        return super().notes() + [
+            say("{file}: {n} rows had too few cells and were padded", file=name, n=rows)
+            for name, rows in self._padded.items()
+        ]
 
     def _schema(self, file: File) -> Schema:
         names, _, _ = self._open(file, whole=False)

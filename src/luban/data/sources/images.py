@@ -16,6 +16,7 @@ from luban.data.sources._files import HASHED_WHOLE, reading
 from luban.data.sources._tables import rechunk
 from luban.errors import DataError, did_you_mean
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Images"]
 
@@ -90,7 +91,11 @@ class Images(Source):
         notes = self._rows().notes() if self.table is not None else []
         if self._left_out:
             notes.append(
-                f"{self.path}: {self._left_out} files are no pictures by their endings and were left out"
+                say(
+                    "{path}: {n} files are no pictures by their endings and were left out",
+                    path=self.path,
+                    n=self._left_out,
+                )
             )
         return notes
 

@@ -12,6 +12,7 @@ from luban.data.sources import _text
 from luban.data.sources._files import File
 from luban.data.sources._tables import Schema, TextFiles
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Text"]
 
@@ -56,7 +57,9 @@ class Text(TextFiles):
     def notes(self) -> list[str]:
         """Return each file's encoding, and how many of its documents were left out, as far as the files were read."""
         left = [
-            f"{name}: {n:,} {'document' if n == 1 else 'documents'} of blanks alone left out"
+            say("{file}: 1 document of blanks alone left out", file=name)
+            if n == 1
+            else say("{file}: {n:,} documents of blanks alone left out", file=name, n=n)
             for name, n in self._blank.items()
             if n
         ]

@@ -8,6 +8,7 @@ from pydantic import Field as Option
 from pydantic import PrivateAttr
 
 from luban.registry import register
+from luban.sentences import say
 from luban.training.callbacks._base import Callback
 from luban.training.progress import Progress
 
@@ -31,13 +32,21 @@ class EarlyStopping(Callback):
 
     def on_evaluate(self, progress: Progress, figures: dict[str, float]) -> bool:
         if progress.since_best >= self.patience:
-            progress.stopped = f"no better since update {progress.best_step:,}, {self.patience} looks ago"
+            progress.stopped = say(
+                "no better since update {step:,}, {looks} looks ago",
+                step=progress.best_step,
+                looks=self.patience,
+            )
             return True
         if self.converged is not None:
             self._losses = [*self._losses[-self.patience :], figures["loss"]]
             spread = max(self._losses) - min(self._losses)
             if len(self._losses) > self.patience and spread <= self.converged * abs(self._losses[-1]):
-                progress.stopped = f"the validation loss changed by less than {self.converged:.2%} over {self.patience} looks"
+                progress.stopped = say(
+                    "the validation loss changed by less than {share:.2%} over {looks} looks",
+                    share=self.converged,
+                    looks=self.patience,
+                )
                 return True
         return False
 

@@ -1,0 +1,147 @@
+"""A Chinese page is Chinese throughout: what other parts of Luban wrote, too."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from report_cases import BREAKING, HOSTILE
+
+import luban
+
+Make = Callable[[str], Path]
+ENGLISH = re.compile(r"\b[a-z]{2,}(?: [a-z]{2,})+\b")
+"""Two words of lower case, one after the other: a phrase, and no name of a method, an author or a unit."""
+NAMES = (
+    "a column with a very long name that nobody would write by hand",
+    HOSTILE,
+    BREAKING,
+    "img src",
+    "a old small one",
+    "luban train",
+    "luban import",
+)
+"""Of columns and values of the data, and of commands."""
+OPTIONS = r"（[A-Z][^）]*(?:19|20)\d{2}[^）]*）|--\w+ \w+|objective \w+(?:（\w+: \w+）)?| \w+: \w+"
+
+
+class Texts(HTMLParser):
+    """The texts that a reader sees, but for code and the rows of the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inside: list[str] = []
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "img", "br", "input"):
+            self._inside.append(tag)
+        self.found += [value for name, value in attrs if name in ("alt", "title", "aria-label") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._inside and self._inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script", "code", "pre", "article"} & {*self._inside} and data.strip():
+            self.found.append(" ".join(data.split()))
+
+
+def english(page: str) -> Iterator[str]:
+    """Yield what is English on a page."""
+    texts = Texts()
+    texts.feed(page)
+    assert len(texts.found) > 50
+    for text in texts.found:
+        plain = text
+        for name in NAMES:
+            plain = plain.replace(name, "")
+        plain = re.sub(OPTIONS, "", plain)
+        if ENGLISH.search(plain):
+            yield text
+
+
+def audited(artefact: Path, folder: Path, rows: Path, **options: Any) -> Path:
+    """Return a copy of an artefact with audits of everything that fits beside it."""
+    copy = folder / "copy"
+    shutil.copytree(artefact, copy)
+    luban.audit(copy, str(rows), output=copy / "audit.json", **options)
+    return copy
+
+
+@pytest.mark.parametrize("format", ["html", "md"])
+def test_a_page_with_audits_of_a_table_is_chinese(artefact_of: Make, tmp_path: Path, format: str) -> None:
+    artefact = artefact_of("table")
+    rows = pl.read_ndjson(artefact.parent / "table.jsonl")
+    # Faults for many audits to find: gaps that tell the answer, a constant, labels that were shuffled, drift.
+    worse = rows.with_columns(
+        pl.when(pl.col("label") == "old").then(None).otherwise(pl.col("age") + 30).alias("age"),
+        pl.lit("Paris").alias("city"),
+        pl.col("label").shuffle(seed=1),
+    )
+    worse.write_ndjson(tmp_path / "worse.jsonl")
+    copy = audited(artefact, tmp_path, tmp_path / "worse.jsonl", options=["fairness.min_rows=5"])
+    data = luban.report(copy, output=tmp_path / f"page.{format}", lang="zh", format=format)
+    findings = [
+        one for audit in data["audits"] for part in audit["audits"].values() for one in part["findings"]
+    ]
+    assert len({one["audit"] for one in findings}) >= 4
+    page = (tmp_path / f"page.{format}").read_text(encoding="utf-8")
+    if format == "html":
+        assert list(english(page)) == []
+    for word in ("人口统计均等差", "公平性", "分布漂移", "标签错误", "行中"):
+        assert word in page
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("texts", "reviews-test.jsonl"), ("several", "several.jsonl")])
+def test_pages_of_texts_and_of_several_targets_are_chinese(
+    artefact_of: Make, tmp_path: Path, kind: str, rows: str
+) -> None:
+    artefact = artefact_of(kind)
+    copy = audited(artefact, tmp_path, artefact.parent / rows)
+    luban.report(copy, str(artefact.parent / rows), output=tmp_path / "page.html", lang="zh")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert list(english(page)) == []
+    assert "积分梯度" in page or "Shapley" in page
+
+
+@pytest.mark.parametrize("kind", ["pictures", "causal", "masked", "imported", "folds", "writing"])
+def test_pages_without_audits_are_chinese(artefact_of: Make, tmp_path: Path, kind: str) -> None:
+    luban.report(artefact_of(kind), output=tmp_path / "page.html", lang="zh")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert list(english(page)) == []
+
+
+def test_the_page_of_two_is_chinese(artefact_of: Make, tmp_path: Path) -> None:
+    artefact = artefact_of("table")
+    luban.compare(
+        artefact, artefact, str(artefact.parent / "table.jsonl"), output=tmp_path / "two.html", lang="zh"
+    )
+    page = (tmp_path / "two.html").read_text(encoding="utf-8")
+    assert list(english(page)) == []
+    assert "用此文件中的行训练过" in page
+
+
+def test_an_audit_of_before_is_shown_in_english(artefact_of: Make, tmp_path: Path) -> None:
+    """Sentences were plain text once, and those of plug-ins still are."""
+    artefact = artefact_of("table")
+    finding = {
+        "severity": "high",
+        "sentence": "12 rows are not right",
+        "advice": "Look at them.",
+        "figures": {},
+    }
+    copy = tmp_path / "copy"
+    shutil.copytree(artefact, copy)
+    (copy / "audit.json").write_text(
+        '{"audits": {"columns": {"audit": "columns", "findings": [' + str(finding).replace("'", '"') + "]}}}",
+        encoding="utf-8",
+    )
+    luban.report(copy, output=tmp_path / "page.html", lang="zh", baselines=False, examples=0)
+    assert "12 rows are not right" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -1,0 +1,158 @@
+"""Sentences are written once and read in two languages: the catalogue is whole, and nothing is lost on the way through JSON."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import pickle
+import re
+import string
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import luban
+from luban.auditing._run import Store
+from luban.data.sampling import Sample
+from luban.errors import DataError
+from luban.registry import names
+from luban.sentences import LANGUAGES, Sentence, kept, named, revived, say, translate
+
+ROOT = Path(luban.__file__).parent
+CATALOGUE: dict[str, dict[str, str]] = json.loads((ROOT / "zh.json").read_text(encoding="utf-8"))
+TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(ROOT.rglob("*.py"))}
+
+
+def _said() -> dict[str, str]:
+    """Return each template of ours → where it is said."""
+    found = {}
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "say":
+                place = f"{file.relative_to(ROOT)}:{node.lineno}"
+                template = node.args[0]
+                assert isinstance(template, ast.Constant), f"{place} says no literal"
+                found[str(template.value)] = place
+    return found
+
+
+def _gaps(template: str) -> set[tuple[str, str]]:
+    return {(name, spec or "") for _, name, spec, _ in string.Formatter().parse(template) if name is not None}
+
+
+def test_every_sentence_has_a_translation_and_every_translation_a_sentence() -> None:
+    said = _said()
+    assert len(said) > 200
+    assert {text: place for text, place in said.items() if text not in CATALOGUE["sentences"]} == {}
+    assert set(CATALOGUE["sentences"]) - set(said) == set()
+
+
+@pytest.mark.parametrize("part", ["sentences", "audits", "methods", "names", "tables", "cells"])
+def test_translations_have_the_gaps_of_their_sentences_and_are_chinese(part: str) -> None:
+    for english, chinese in CATALOGUE[part].items():
+        assert _gaps(english) == _gaps(chinese), english
+        if part == "sentences" and not re.search(r"[\u4e00-\u9fff]", chinese):
+            assert not re.search(r"[A-Za-z]{2}", re.sub(r"\{.*?\}", "", english)), english
+
+
+def test_all_that_code_names_has_a_name() -> None:
+    assert set(CATALOGUE["audits"]) == set(names("audits"))
+    assert set(CATALOGUE["methods"]) == set(names("explainers"))
+    places = [
+        tree for file, tree in TREES.items() if file.parent.name in ("auditing", "processors", "evaluation")
+    ]
+    words = {
+        str(node.value)
+        for tree in places
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    text = "\n".join(words)  # a name may be a part of an f-string
+    for part in ("names", "tables", "cells"):
+        missing = [
+            name for name in CATALOGUE[part] if name not in text and name.partition("_")[2] not in text
+        ]
+        missing = [name for name in missing if name not in names("processors")]
+        assert not missing, f"{part}: {missing} are names of nothing"
+    assert {*names("processors")} <= {*CATALOGUE["cells"]}
+
+
+def test_a_sentence_is_a_text_that_can_be_translated() -> None:
+    one = say("{n:,} of {of:,} rows ({share:.1%}) {what}: {then}", n=np.int64(1200), of=4000, share=0.3,
+              what=say("have nearly the '{column}' of a training row", column="正文"),
+              then=say("rows of so few values look alike"))  # fmt: skip
+    assert (
+        one
+        == "1,200 of 4,000 rows (30.0%) have nearly the '正文' of a training row: rows of so few values look alike"
+    )
+    assert translate(one, "en") == one
+    assert type(translate(one, "en")) is str
+    assert (
+        translate(one, "zh")
+        == "4,000 行中有 1,200 行（30.0 %）的“正文”与某训练行近似相同：取值种类很少的行自然会相同"
+    )
+    assert {one: 1}[str(one)] == 1
+    for same in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert same.values == one.values
+
+
+def test_lists_are_joined_and_gaps_are_shown_as_the_language_does() -> None:
+    one = say("{n} of {of} classes of '{target}' are rare: {rare}", n=2, of=9, target="t", rare=["a", "b"])
+    assert one.endswith("rare: a, b")
+    assert translate(one, "zh").endswith("稀少：a、b")
+    assert say("{value:.3f}", value=None) == "–"
+
+
+def test_a_sentence_survives_an_error_and_an_object() -> None:
+    with pytest.raises(DataError) as raised:
+        raise DataError(say("the training data cannot be read ({error})", error=ValueError("no")))
+    assert isinstance(str(raised.value), Sentence)
+    rows = pl.DataFrame({"a": range(10)})
+    looked = say("looked at {sample}", sample=Sample.of(rows).take(4))
+    assert translate(looked, "zh") == "查看了从 10 行中抽取的 4 行"
+
+
+def test_what_is_not_ours_stays_as_it_is() -> None:
+    assert translate("a plug-in's own finding about {x}", "zh") == "a plug-in's own finding about {x}"
+    assert translate(say("a template that nobody translated, {n}", n=1), "zh").endswith("translated, 1")
+    assert named("a_figure_of_a_plug_in", "zh") == "a figure of a plug in"
+    assert LANGUAGES == ("en", "zh")
+
+
+def test_sentences_go_through_json_and_back(tmp_path: Path) -> None:
+    note = say("{sample}, compared with {reference}", sample=say("all {n:,} rows", n=5), reference="x")
+    data = {"notes": [note, "of a plug-in"], "counts": {say("{column}: unreadable", column="age"): 3}}
+    once = json.loads(json.dumps(kept(data)))
+    assert once["notes"] == ["all 5 rows, compared with x", "of a plug-in"]
+    assert once["counts"] == {"age: unreadable": 3}
+    again = revived(once)
+    assert "phrases" not in again
+    assert translate(again["notes"][0], "zh") == "全部 5 行，与x比较"
+    assert [translate(key, "zh") for key in again["counts"]] == ["age：无法读取"]
+    assert kept({"plain": say("overconfident")}) == {"plain": "overconfident"}
+
+    store = Store(tmp_path)
+    for _ in range(2):
+        assert translate(store("one", lambda: data)["notes"][0], "zh") == "全部 5 行，与x比较"
+    store.forget()
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        {"template": "{x.__class__}", "values": {"x": 1}},
+        {"template": "all {n:,} rows", "values": {"n": "five"}},
+        {"template": "all {n:,} rows", "values": {}},
+        {"template": "all {n:,} rows", "values": {"n": 6}},
+        {"template": ["all"], "values": 3},
+        "all 5 rows",
+    ],
+)
+def test_phrases_of_a_stranger_are_not_believed(phrase: object) -> None:
+    """An audit.json may come from anywhere: another text than the one that is shown cannot hide behind it."""
+    found = revived({"note": "all 5 rows", "phrases": {"all 5 rows": phrase}})
+    assert found == {"note": "all 5 rows"}
+    assert translate(found["note"], "zh") == "all 5 rows"
