@@ -50,7 +50,7 @@ rm -rf "$folder"
 class _Choice:
     library: ctypes.CDLL | None
     why: str
-    pending: bool = False
+    awaited: _Place | None = None  # what is being built
 
 
 class Native:
@@ -61,11 +61,12 @@ class Native:
         included: files that lie beside it.
         prepare: is given the library once it is loaded, to say what its functions return; returns what to call it.
         instead: what computes without it, as sentences call it.
+        option: what a user writes to do without it.
         late: whether a process may go over to the library as soon as it is built. Where the last bits of results differ from those
             of the other way it must not: a run that is resumed must be able to repeat itself.
 
     Example:
-        >>> kernel = Native(Path("sum.cpp"), prepare=lambda library: "sum")
+        >>> kernel = Native(Path("sum.cpp"), prepare=lambda library: "sum", instead="Python")
         >>> kernel.library() is None                                                     # doctest: +SKIP
         True
     """
@@ -75,11 +76,12 @@ class Native:
         source: Path,
         *included: Path,
         prepare: Callable[[ctypes.CDLL], str],
-        instead: str = "Python",
+        instead: str,
+        option: str = "none",
         late: bool = False,
     ) -> None:
         self.source, self.included = source, included
-        self.instead, self.late = instead, late
+        self.instead, self.option, self.late = instead, option, late
         self._prepare = prepare
         self._chosen: _Choice | None = None
         self._automatic: _Choice | None = None
@@ -92,7 +94,8 @@ class Native:
 
         Args:
             which: ``native`` is the library, built now if need be; ``none`` is the way without it; ``auto`` takes the library if it
-                was built before this process first asked, and otherwise has it built in the background for the next.
+                was built before this process first asked, and otherwise has it built in the background, for the next process or,
+                if it may come `late`, for this one.
 
         Raises:
             MissingError: if ``native`` is asked for and there is no compiler.
@@ -113,24 +116,21 @@ class Native:
             self.use("auto")
         chosen = self._chosen
         assert chosen is not None
-        if chosen.pending and self.late:
-            place = self._place()
-            if place is not None and (place.library.exists() or place.failure.exists()):
-                with self._lock:
-                    self._automatic = self._chosen = chosen = self._look()
+        if chosen.awaited is not None and self.late:
+            with self._lock:
+                self._automatic = self._chosen = chosen = self._ready(chosen.awaited) or chosen
         return chosen.library
 
     # --- building ----------------------------------------------------------------------------------------------
 
     def _place(self) -> _Place | None:
-        path = compiler()
-        if path is None:
+        found = compiler()
+        if found is None:
             return None
-        state = (
-            Path(path).resolve().stat()
-        )  # another version is another file, and asking it would start a process
+        # Another version of the compiler is another file; asking it would start a process.
+        state = Path(found).resolve().stat()
         parts = (
-            path,
+            found,
             state.st_size,
             state.st_mtime_ns,
             FLAGS,
@@ -138,30 +138,42 @@ class Native:
             *(path.read_text("utf-8") for path in (self.source, *self.included)),
         )
         name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-        return _Place(path, self.source, files.cache_folder() / "kernels" / f"{name}.so")
+        return _Place(found, self.source, files.cache_folder() / "kernels" / f"{name}.so")
 
     def _look(self) -> _Choice:
-        """Take what is there; if nothing is, have it built for the next process."""
-        instead = self.instead
+        """Take what is there; if nothing is, have it built."""
         try:
             place = self._place()
             if place is None:
-                return _Choice(None, f"{instead}; no C++ compiler was found to build the native kernel with")
+                why = f"{self.instead}; no C++ compiler was found to build the native kernel with"
+                return _Choice(None, why)
+            ready = self._ready(place)
+            if ready is not None:
+                return ready
+            _build_later(place)
+        except OSError as error:
+            return _Choice(None, f"{self.instead}; the native kernel cannot be built or loaded: {error}")
+        why = f"{self.instead}; the native kernel is being built" + ("" if self.late else " for the next run")
+        return _Choice(None, why, place)
+
+    def _ready(self, place: _Place) -> _Choice | None:
+        """Return what a build has come to; None as long as it has come to nothing."""
+        try:
             if place.library.exists():
                 return self._load(place)
             if place.failure.exists():
-                return _Choice(None, f"{instead}; the native kernel did not compile, see {place.failure}")
-            _build_later(place)
+                why = f"{self.instead}; the native kernel did not compile, see {place.failure}"
+                return _Choice(None, why)
         except OSError as error:
-            return _Choice(None, f"{instead}; the native kernel cannot be built or loaded: {error}")
-        return _Choice(None, f"{instead}; the native kernel is being built for the next run", pending=True)
+            return _Choice(None, f"{self.instead}; the native kernel cannot be built or loaded: {error}")
+        return None
 
     def _build_now(self) -> _Choice:
         place = self._place()
         if place is None:
             raise MissingError(
                 "the native kernel needs a C++ compiler, and neither c++, g++ nor clang++ was found: install one "
-                f"(apt-get install g++), or use '{self.instead}'"
+                f"(apt-get install g++), or use '{self.option}'"
             )
         if not place.library.exists():
             with files.writing(f"'{place.library}'"):
@@ -172,12 +184,12 @@ class Native:
             if not place.library.exists():
                 raise MachineError(
                     f"the native kernel did not compile with '{place.compiler}', see {place.failure}; "
-                    f"use '{self.instead}'"
+                    f"use '{self.option}'"
                 )
         try:
             return self._load(place)
         except OSError as error:
-            raise MachineError(f"the native kernel does not load: {error}; use '{self.instead}'") from error
+            raise MachineError(f"the native kernel does not load: {error}; use '{self.option}'") from error
 
     def _load(self, place: _Place) -> _Choice:
         library = ctypes.CDLL(str(place.library))

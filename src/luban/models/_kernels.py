@@ -42,7 +42,7 @@ def _prepare(library: ctypes.CDLL) -> str:
 
 
 SOURCE = Path(__file__).with_name("_kernels.cpp")
-NATIVE = Native(SOURCE, SOURCE.with_name("_step.cpp"), prepare=_prepare, instead="torch")
+NATIVE = Native(SOURCE, SOURCE.with_name("_step.cpp"), prepare=_prepare, instead="torch", option="torch")
 
 
 def use(which: Literal["auto", "native", "torch"]) -> str:
@@ -212,9 +212,8 @@ def add_norm(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: flo
 
 
 class _AddNorm(torch.autograd.Function):
-    PARTS = (
-        16  # sums over rows are made in so many parts, whatever the number of threads: the result is the same
-    )
+    # Sums over rows are made in so many parts, whatever the number of threads: the result is the same.
+    PARTS = 16
 
     @staticmethod
     def forward(

@@ -34,7 +34,7 @@ import numpy.typing as npt
 import polars as pl
 
 from luban.data.contracts import Array
-from luban.data.processors._words import Merger, Speller, WordPieces
+from luban.data.processors._words import NATIVE, Merger, Speller, WordPieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,7 +85,7 @@ class Encoder:
         self._cutter = _cutter(spec, tokenizer)
         self.reason = None if self._cutter is not None else "where this tokenizer parts texts is not known"
         self._memory = _Memory()
-        self._verified = False
+        self._verified: set[bool] = set()  # with and without the native library
         self._lock = Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
@@ -103,11 +103,17 @@ class Encoder:
             return self.plain(texts)
         with self._lock:
             values, offsets = self._quick(texts, self._cutter)
-            if not self._verified:
-                self._verify(texts, values, offsets)
+            way = NATIVE.library() is not None
+            if way not in self._verified:
+                if (
+                    self._verified
+                ):  # the library was built meanwhile: what it makes of these texts has not been seen
+                    self._memory.forget()
+                    values, offsets = self._quick(texts, self._cutter)
+                self._verify(texts, values, offsets, way)
         return (values, offsets) if self.reason is None else self.plain(texts)
 
-    def _verify(self, texts: list[str], values: Array, offsets: Array) -> None:
+    def _verify(self, texts: list[str], values: Array, offsets: Array, way: bool) -> None:
         """Compare with the library on some of the first texts."""
         some = [i for i in range(0, len(texts), max(1, len(texts) // 64)) if len(texts[i]) <= _WINDOW]
         some = some[: 1 + int(np.searchsorted(np.cumsum([len(texts[i]) for i in some]), _WINDOW))]
@@ -115,7 +121,7 @@ class Encoder:
             return
         expected, ends = self.plain([texts[i] for i in some])
         got = [values[offsets[i] : offsets[i + 1]] for i in some]
-        self._verified = True
+        self._verified.add(way)
         if [*map(len, got)] != np.diff(ends).tolist() or not np.array_equal(np.concatenate(got), expected):
             self._cutter, self.reason = None, "its results differed from the library's"
 

@@ -227,16 +227,12 @@ class WordPieces:
     """
 
     def __init__(self, vocabulary: Mapping[str, int], unknown: str, prefix: str, most: int) -> None:
-        inside = [bool(prefix) and token.startswith(prefix) for token in vocabulary]
         # A token that goes on may stand for itself at the beginning of a word, prefix and all.
-        raw = [
-            token.removeprefix(prefix) if on else token for token, on in zip(vocabulary, inside, strict=True)
-        ]
-        tokens = [*zip(raw, inside, vocabulary.values(), strict=True)]
+        tokens = [(token, False, number) for token, number in vocabulary.items()]
         tokens += [
-            (token, False, number)
-            for (token, number), on in zip(vocabulary.items(), inside, strict=True)
-            if on
+            (token.removeprefix(prefix), True, number)
+            for token, number in vocabulary.items()
+            if token.startswith(prefix)
         ]
         tokens = [one for one in tokens if one[0]]
         encoded = [token.encode("utf-8", "surrogatepass") for token, _, _ in tokens]
