@@ -90,15 +90,14 @@ class Speaker:
         assert isinstance(text, Text)
         self.text = text
         self.causal = self.model.causal
-        limit = self.model.limit or 0
+        limit = self.model.limit
         kind = CausalLM if self.causal else MaskedLM
         if isinstance(objective, kind):
             self.objective: CausalLM | MaskedLM = objective.model_copy(update={"column": self.column})
         else:
-            length = None if limit < _SHORTEST else min(limit, _LONGEST)
+            length = None if limit is None or limit < _SHORTEST else min(limit, _LONGEST)
             self.objective = kind(column=self.column, length=length)
         self.objective.bind(pipeline, limit)
-        self.limit = limit
 
     def measure(self, values: pl.Series) -> list[Score]:
         """Return how probable texts are, given the cells of the column; of conversations, how probable their answers are."""

@@ -480,7 +480,7 @@ def check_language_objective(
     assert parsed == objective, (
         f"the options change when a recipe is written and read: {objective!r} became {parsed!r}"
     )
-    made = objective.bind(pipeline, getattr(model, "max_positions", 0))
+    made = objective.bind(pipeline, getattr(model, "max_positions", None))
     assert all(field.role == "target" for field in made.values()), (
         "bind() announces a field that is no target"
     )

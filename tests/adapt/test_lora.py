@@ -267,3 +267,53 @@ def test_a_rank_that_a_weight_has_no_room_for_is_refused() -> None:
     named = {"*.feed.up": {"rank": 17}}
     with pytest.raises(RecipeError, match=r"feed\.up' can use, whose weight is 64 by 16"):
         LoRA.model_validate({"rank": 2, "layers": named}).apply(model_of("bert", **SMALL))
+
+
+# --- models of transformers ---------------------------------------------------------------------------------
+
+
+def foreign(kind: str, **options: Any) -> torch.nn.Module:
+    small = {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 2, **options}
+    return build_model(
+        Section("models").parse({"type": "huggingface", "config": {"model_type": kind, **small}}), [], SPEC
+    )
+
+
+MIXTRAL = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "num_local_experts": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "left"),
+    [
+        # The weight is multiplied by, and the layer never called.
+        ("mamba", {"state_size": 4}, ["mixer.dt_proj.weight"]),
+        # All experts in one tensor of three dimensions.
+        ("mixtral", MIXTRAL, ["mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+        ("bert", {"num_attention_heads": 2, "intermediate_size": 24}, []),
+    ],
+)
+def test_every_update_of_a_foreign_model_is_trained(
+    kind: str, options: dict[str, Any], left: list[str]
+) -> None:
+    pytest.importorskip("transformers")
+    step = LoRA(rank=2)
+    module = step.apply(foreign(kind, **options))
+    outputs = module(batch())
+    sum(one.pow(2).sum() for name, one in outputs.items() if name.endswith("logits")).backward()
+    updates = {name: one.grad for name, one in module.named_parameters() if name.endswith(".lora_b")}
+    assert updates
+    assert all(grad is not None and bool(grad.any()) for grad in updates.values())
+    names = [f"layers.*.{name}" for name in left]
+    assert [name for name in names if name not in " ".join(step.notes())] == []
+    assert len(step.notes()) == bool(left)
+
+
+def test_a_layer_that_is_not_called_cannot_be_named() -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(RecipeError, match=r"reads the weight of '[^']*dt_proj' without calling the layer"):
+        LoRA(rank=1, targets=["*.dt_proj"]).apply(foreign("mamba", state_size=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 import torch
 from generation_cases import END, VOCABULARY, decode, spec
 
+from luban.data.contracts import Field, Spec
 from luban.data.ragged import Ragged
-from luban.errors import DataError, RecipeError
+from luban.errors import DataError, LubanError, RecipeError
 from luban.generation.engine import Generated, generate
 from luban.generation.int8 import to_int8
 from luban.generation.options import Generation
 from luban.generation.reader import Reader
 from luban.generation.score import score
 from luban.models._decoding import language_model_of
+from luban.models._foreign import ForeignEncoder
 from luban.models.huggingface import HuggingFace
 from luban.recipe import Section
 
@@ -241,10 +244,163 @@ def test_no_more_tokens_than_there_are_positions(pair: Any) -> None:
     _, module = pair("opt")
     found = generate(module, [[7, 8, 9] * 20], Generation(max_tokens=50), end=set(), decode=decode)
     assert [len(one.ids) for one in found] == [64 - 60 + 1]
-    with pytest.raises(DataError, match="a text has 65 tokens, and the model takes 64"):
+    with pytest.raises(DataError, match="have 65 tokens, and the model takes 64: shorten the prompt"):
         ran(module, [[5] * 65])
 
 
 def test_int8_weights_are_refused(pair: Any) -> None:
     with pytest.raises(RecipeError, match=r"'huggingface \(phi\)' has others; take the stored weights"):
         to_int8(pair("phi")[1])
+
+
+# --- all that transformers has ------------------------------------------------------------------------------
+
+TINY = {
+    "hidden_size": 16, "d_model": 16, "n_embd": 16, "dim": 16, "emb_dim": 16, "embedding_size": 16, "word_embed_proj_dim": 16,
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "n_head": 2, "n_heads": 2, "num_heads": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "head_dim": 8, "d_kv": 8, "intermediate_size": 24, "d_ff": 24, "ffn_dim": 24, "hidden_dim": 24,
+    "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "channel_shrink_ratio": 2, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 24, "max_position_embeddings": 16, "n_positions": 16,
+    "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": END,
+}  # fmt: skip
+SLOW = {"falcon_h1", "kimi_linear", "nemotron_h"}  # whose states transformers computes in Python loops
+MOST = 2_000_000  # parameters: others have a part that no option makes small
+REFUSED = {
+    # Each for a reason of its own, as its sentence says.
+    "masked_lm": {"mobilebert": "makes its logits otherwise than by its output layer", "mbart": "has an encoder and a decoder", "xmod": "language unknown"},
+    "causal_lm": {"bert": "looks both ways", "cpmant": "looks both ways", "prophetnet": "makes its logits otherwise", "roberta": "looks both ways"},
+    "encoder": {"fsmt": "transformers cannot make 'fsmt'", "vilt": "pixel_values"},
+}  # fmt: skip
+RUN = {
+    "masked_lm": {"camembert", "convbert", "fnet", "ibert", "mpnet", "nystromformer", "squeezebert", "xlm", "yoso"},
+    "causal_lm": {"bart", "bloom", "jamba", "mamba", "minimax", "mixtral", "opt", "recurrent_gemma", "rwkv", "xglm"},
+    "encoder": {"albert", "esm", "layoutlm", "mobilebert", "squeezebert", "t5", "yoso"},
+}  # fmt: skip
+
+
+def kinds(task: str) -> list[str]:
+    """The architectures of a task; as encoders, those that are no causal language models as well."""
+    tables = {"causal_lm": "MODEL_FOR_CAUSAL_LM", "masked_lm": "MODEL_FOR_MASKED_LM", "encoder": "MODEL"}
+    found = {one.model_type for one in getattr(transformers, f"{tables[task]}_MAPPING")}
+    if task == "encoder":
+        found -= set(kinds("causal_lm"))
+    return sorted(found - SLOW)
+
+
+def tiny(kind: str) -> dict[str, Any] | None:
+    """A configuration of an architecture that reads tokens, as small as it lets itself be made."""
+    plain = transformers.AutoConfig.for_model(kind)
+    known, renamed = plain.to_dict(), getattr(plain, "attribute_map", {})
+    if "vocab_size" not in {*known, *renamed}:
+        return None
+    options: dict[str, Any] = {key: value for key, value in TINY.items() if key in known or key in renamed}
+    options = {key: value for key, value in options.items() if renamed.get(key, key) == key or renamed[key] not in options}  # fmt: skip
+    if isinstance(known.get("layer_types"), list):
+        options["layer_types"] = [known["layer_types"][0], known["layer_types"][-1]]
+    config = transformers.AutoConfig.for_model(kind, **options)
+    with torch.device("meta"):
+        parameters = sum(one.numel() for one in transformers.AutoModel.from_config(config).parameters())
+    return {"model_type": kind, **options} if parameters < MOST else None
+
+
+def flat_of(*rows: list[int]) -> dict[str, Any]:
+    return {"text.ids": Ragged.from_rows([torch.tensor(row, dtype=torch.int64) for row in rows])}
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
+
+
+def assert_rows_apart(module: torch.nn.Module, task: str) -> None:
+    """A text alone gives what it gives beside others, be it read at once or step by step."""
+    rows = [[9, 10], [5, 6, 7, 8], []]
+    together = module(flat_of(*rows))
+    alone = module(flat_of(rows[0]))
+    assert_near(together["states"][0], alone["states"].values)
+    assert not together["features"][2].any()
+    if task != "encoder":
+        logits = together["text.tokens"].logits()
+        assert_near(logits[:2], alone["text.tokens"].logits())
+        places = torch.tensor([5, 1])
+        some = module({**flat_of(*rows), "text.read": places})["text.tokens"]
+        assert_near(some.logits(), logits[places])
+    none = Ragged(torch.empty(0, dtype=torch.int64), torch.tensor([0]))
+    assert len(module({"text.ids": none})["features"]) == 0
+    (encoder,) = [part for part in module.modules() if isinstance(part, ForeignEncoder)]
+    if encoder.positions is not None:
+        assert module(flat_of([5] * encoder.positions))["features"].isfinite().all()
+    if task == "causal_lm":
+        reader = Reader(module, 2, 8)
+        reader.read(rows[:2])
+        reader.keep([1, 0, 0])
+        step = reader.read_one(torch.tensor([4, 5, 6]))
+        whole = module(flat_of([5, 6, 7, 8, 4], [9, 10, 5], [9, 10, 6]))["text.tokens"].logits()
+        assert_near(step, whole[[4, 7, 10]])
+
+
+@pytest.mark.parametrize("task", ["masked_lm", "causal_lm", "encoder"])
+@torch.no_grad()
+def test_any_architecture_reads_each_row_apart_or_is_refused(task: str) -> None:
+    ran: set[str] = set()
+    refused: dict[str, str] = {}
+    fields = {name: one for name, one in spec().fields.items() if task != "encoder" or one.role == "input"}
+    for kind in kinds(task):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of their own code
+            try:
+                config = tiny(kind)
+            except Exception:  # sizes that do not fit each other: nothing that a user could have either
+                continue
+            if config is None:
+                continue
+            torch.manual_seed(0)
+            try:
+                family = Section("models").parse({"type": "huggingface", "task": task, "config": config})
+                assert isinstance(family, HuggingFace)
+                module = family.build(Spec(fields)).eval()
+            except LubanError as error:
+                refused[kind] = str(error)
+                continue
+            try:
+                assert_rows_apart(module, task)
+            except Exception as error:
+                raise AssertionError(f"{task} {kind}: {error}") from error
+            ran.add(kind)
+    assert RUN[task] <= ran, RUN[task] - ran
+    assert len(ran) >= {"masked_lm": 35, "causal_lm": 100, "encoder": 45}[task]
+    for kind, sentence in REFUSED[task].items():
+        assert sentence in refused[kind]
+    assert all("\n" not in sentence for sentence in refused.values())
+
+
+@pytest.mark.parametrize("size", [1, VOCABULARY])
+def test_what_looks_both_ways_is_found_however_small_its_weights(size: int) -> None:
+    config = {"model_type": "bert", **{key: TINY[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}}  # fmt: skip
+    config |= {"vocab_size": size, "initializer_range": 1e-7, "pad_token_id": 0}
+    fields = {
+        "text.ids": Field("text", "text", "input", "int64", None, size=size),
+        "text.labels": Field("text", "tokens", "target", "int64", None, size=size),
+    }
+    for decoder in (False, True):
+        family = Section("models").parse({"type": "huggingface", "task": "causal_lm", "config": {**config, "is_decoder": decoder}})  # fmt: skip
+        assert isinstance(family, HuggingFace)
+        if decoder:
+            family.build(Spec(fields))
+            continue
+        with pytest.raises(RecipeError, match="looks both ways, so it is no causal language model"):
+            family.build(Spec(fields))
+
+
+def test_what_is_asked_of_a_new_module_uses_no_random_number() -> None:
+    family = Section("models").parse({"type": "huggingface", "task": "causal_lm", "config": tiny("opt")})
+    assert isinstance(family, HuggingFace)
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**(tiny("opt") or {})))
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    module = family.build(spec())
+    torch.testing.assert_close(torch.rand(3), expected)
+    assert all(part.training for part in module.modules())
+    assert all(one.grad is None and one.requires_grad for one in module.parameters())

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from luban.data.contracts import Field, Spec
 from luban.data.ragged import Ragged
 from luban.errors import DataError, LubanError, MissingError, RecipeError
+from luban.explaining._handles import Probe
+from luban.models._foreign import ForeignEncoder
 from luban.models.huggingface import HuggingFace
 from luban.predict import load
 from luban.recipe import Data, Section
@@ -175,6 +177,10 @@ def test_without_transformers(
             {"config": {"model_type": "gpt_neox", "max_position_embeddings": 64}, "max_positions": 65},
             "max_positions is 65, and the architecture takes 64 tokens; lower it",
         ),
+        (
+            {"config": {"model_type": "roberta", "max_position_embeddings": 64}, "max_positions": 63},
+            "max_positions is 63, and the architecture takes 62 tokens; lower it",
+        ),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], sentence: str) -> None:
@@ -193,6 +199,12 @@ def test_options_that_make_no_sense(options: dict[str, Any], sentence: str) -> N
             9,
             "transformers cannot make 'bert'",
         ),
+        (
+            {"model_type": "roberta", "max_position_embeddings": 1},
+            9,
+            "max_position_embeddings is 1, of which an architecture of type 'roberta' keeps 2 for padding, so that no text has room; give 3",
+        ),
+        ({"model_type": "bert", "max_position_embeddings": 0}, 9, "is 0, so that no text has room; give 1"),
     ],
 )
 def test_configurations_that_make_no_model(config: dict[str, Any], size: int, sentence: str) -> None:
@@ -249,3 +261,62 @@ def test_tokens_are_not_its_to_put_out() -> None:
         RecipeError, match=r"cannot put out the tokens of 'text'; set model.task to causal_lm or masked_lm"
     ):
         model_of(config=small).build(Spec(fields))
+
+
+SMALL = {"vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 16}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "positions"),
+    [
+        ("bert", {}, 16),
+        ("roberta", {"pad_token_id": 3}, 12),
+        ("roberta", {"pad_token_id": None}, 14),  # theirs is then the default, 1
+        ("esm", {}, 14),
+        ("luke", {"entity_vocab_size": 5, "entity_emb_size": 4}, 14),
+        ("lilt", {"channel_shrink_ratio": 2}, 15),
+        ("markuplm", {}, 15),
+        ("mpnet", {}, 14),
+    ],
+)
+def test_as_many_tokens_as_the_table_of_positions_has_room_for(
+    kind: str, options: dict[str, Any], positions: int
+) -> None:
+    if kind in ("esm", "luke"):
+        options = {"pad_token_id": 1, **options}
+    module = model_of(config={"model_type": kind, **SMALL, **options}).build(spec(40)).eval()
+    full = torch.full((positions,), 5)
+    with torch.no_grad():
+        features = module({"text.ids": Ragged(full, torch.tensor([0, positions]))})["features"]
+    assert features.isfinite().all()
+    with pytest.raises(DataError, match=f"has {positions + 1} tokens, and the model takes {positions}"):
+        module({"text.ids": Ragged(full.new_full((positions + 1,), 5), torch.tensor([0, positions + 1]))})
+
+
+@pytest.mark.parametrize("pool", ["first", "mean", "last", "max"])
+def test_a_batch_of_no_rows(pool: str) -> None:
+    module = model_of(config={"model_type": "bert", **SMALL}, pool=pool).build(spec(40)).eval()
+    outputs = module({"text.ids": Ragged(torch.empty(0, dtype=torch.int64), torch.tensor([0]))})
+    assert outputs["features"].shape == (0, 24)
+    assert outputs["states"].values.shape == (0, 24)
+
+
+def test_texts_go_through_by_their_lengths_where_padding_would_be_seen() -> None:
+    """Fourier transforms are over whole rows of the rectangle."""
+    torch.manual_seed(0)
+    module = model_of(config={"model_type": "fnet", **SMALL}).build(spec(40)).train(False)
+    rows = [torch.tensor(row, dtype=torch.int64) for row in ([9, 10], [5, 6, 7, 8], [], [11, 12], [3])]
+    texts = Ragged.from_rows(rows)
+    (encoder,) = [part for part in module.modules() if isinstance(part, ForeignEncoder)]
+    passes: list[tuple[int, ...]] = []
+    encoder.model.register_forward_pre_hook(lambda _, given, named: passes.append(tuple(named["input_ids"].shape)), with_kwargs=True)  # fmt: skip
+    with torch.no_grad():
+        found = module({"text.ids": texts})["states"]
+        assert passes == [(1, 1), (1, 1), (2, 2), (1, 4)]  # an empty one is read as padding
+        for number, row in enumerate(rows):
+            if len(row):
+                expected = encoder.model(input_ids=row[None]).last_hidden_state[0]
+                torch.testing.assert_close(found[number], expected, rtol=1e-5, atol=1e-6)
+    assert Probe(module, spec(40)).missing({"text.ids": texts}) == [
+        "text"
+    ]  # whose look-ups are of some rows each

@@ -47,7 +47,7 @@ def ordinary(rows: list[int], seed: int = 0) -> Ragged:
 
 def hide(ids: Ragged, seed: int = 0, **options: Any) -> tuple[MaskedLM, Batch]:
     made = MaskedLM(column="text", length=512, **options)
-    made.bind(pipeline(causal=False), 0)
+    made.bind(pipeline(causal=False), None)
     return made, made.collate({"text.ids": ids}, torch.Generator().manual_seed(seed))
 
 
@@ -136,7 +136,7 @@ def test_a_word_is_hidden_whole() -> None:
     assert inner[rows.values].any()
     for whole in (True, False):
         made = MaskedLM(column="text", length=512, whole_word=whole, share=0.3)
-        made.bind(pipeline(causal=False), 0)
+        made.bind(pipeline(causal=False), None)
         batch = made.collate(
             {"text.ids": rows, "text.segments": torch.zeros(0)}, torch.Generator().manual_seed(0)
         )
@@ -176,7 +176,7 @@ def test_a_document_is_framed_once(special: bool, named: bool, tmp_path: Path) -
         text.finish()
     whole = Pipeline({"text": text}, {})
     for made in (MaskedLM(column="text", length=512), NextSentence(column="text", length=512)):
-        made.bind(whole, 0)
+        made.bind(whole, None)
         encoded, _ = whole.encode(pl.DataFrame({"text": SENTENCES}), targets=False)
         with StoreWriter(tmp_path / made.type, whole.spec) as writer:
             writer.append(encoded)

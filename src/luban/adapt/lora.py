@@ -12,6 +12,7 @@ import fnmatch
 import math
 import re
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field as Option
 from pydantic import PrivateAttr, model_validator
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from luban.adapt._base import Adaptation
 from luban.adapt._peft import (
@@ -164,7 +166,7 @@ class LoRA(Adaptation):
     """Dropout of what the updates read."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the layers, with * and ? (``*.attention.q``); all-linear: every linear layer in the blocks of a Transformer (of a
-    model of transformers, all but its way to the vocabulary), or of the whole model where there is none, but for those that
+    model of transformers, all but its way to the vocabulary and layers whose weight it reads without calling them), or of the whole model where there is none, but for those that
     `train` trains."""
     layers: dict[str, Layer] = {}
     """Names of layers, with * and ? → their own rank and alpha; the first that fits counts."""
@@ -183,6 +185,7 @@ class LoRA(Adaptation):
     """Keys that `from` suggests and a recipe may change."""
 
     _anew: list[str] = PrivateAttr(default_factory=list)
+    _left: list[str] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod
@@ -267,7 +270,12 @@ class LoRA(Adaptation):
 
     def notes(self) -> list[str]:
         """Return what the user should know about how the adapter of `from` was taken over."""
-        return [f"lora: '{name}' of '{self.from_}' does not fit and starts anew" for name in self._anew]
+        said = [f"lora: '{name}' of '{self.from_}' does not fit and starts anew" for name in self._anew]
+        if self._left:
+            said.append(
+                f"lora: no update beside {', '.join(self._left)}, since these weights are read in other ways than by calling a linear layer"
+            )
+        return said
 
     def _shape_of(self, name: str) -> tuple[int, float]:
         """Return rank and alpha of a layer."""
@@ -291,10 +299,17 @@ class LoRA(Adaptation):
     def _chosen(self, model: nn.Module, whole: set[str]) -> set[str]:
         """Return the names of the layers to adapt."""
         linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+        foreign = [part for part in model.modules() if isinstance(part, ForeignEncoder)]
+        past = {layer for part in foreign for layer in part.read_past()}
         if self.targets != "all-linear":
             for pattern in self.targets:
                 _require(pattern, linear, "targets", "linear layer")
             chosen = {name for name in linear if _fits(name, self.targets)}
+            if unused := sorted(name for name in chosen if model.get_submodule(name) in past):
+                raise RecipeError(
+                    f"adapt lora: transformers reads the weight of '{unused[0]}' without calling the layer, so that an update beside it would "
+                    "do nothing; leave it out of targets"
+                )
             both = sorted(name for name in chosen if f"{name}.weight" in whole)
             if both and self.train is not None:
                 raise RecipeError(
@@ -302,14 +317,15 @@ class LoRA(Adaptation):
                 )
         else:
             cores = _inside(model, Core, ForeignEncoder)
-            ways = {id(part.head()) for part in model.modules() if isinstance(part, ForeignEncoder)}
+            ways = {part.head() for part in foreign}
             chosen = {
                 name
                 for name in linear
                 if f"{name}.weight" not in whole
                 and (not cores or name.startswith(cores))
-                and id(model.get_submodule(name)) not in ways
+                and model.get_submodule(name) not in ways | past
             }
+            self._left = _without(model, _inside(model, ForeignEncoder), ways, past)
         if not chosen:
             kinds = ", ".join(
                 sorted({type(one).__name__ for one in model.modules() if _is_other_matrix(one)})
@@ -387,6 +403,22 @@ def _is_other_matrix(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     usual = type(module) is nn.Linear or isinstance(module, nn.Embedding | nn.EmbeddingBag)
     return isinstance(weight, Tensor) and weight.dim() == 2 and not usual
+
+
+def _without(
+    model: nn.Module, inside: tuple[str, ...], ways: Set[nn.Module | None], past: Set[nn.Module]
+) -> list[str]:
+    """Return the weights of a model of `transformers` that are multiplied by and can have no update beside them, one for all blocks:
+    of layers that are not called, of kinds of its own, and those of several experts in one."""
+    names: dict[str, None] = {}
+    for name, module in model.named_modules():
+        if not inside or not name.startswith(inside) or module in ways:
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        several = [key for key, one in own.items() if one.dim() > 2 and not isinstance(module, _ConvNd)]
+        for key in ["weight"] if module in past or _is_other_matrix(module) else several:
+            names[re.sub(r"\.\d+(?=\.)", ".*", f"{name}.{key}")] = None
+    return list(names)
 
 
 def _inside(model: nn.Module, *kinds: type[nn.Module]) -> tuple[str, ...]:

@@ -6,7 +6,8 @@
                                                       │
                                                       └─ its own head, at the places that are asked for ──▶ logits (M, V)
 
-Texts are padded at this door and nowhere else. Only what the package itself brings is run: code that lies beside somebody's
+Texts are padded at this door and nowhere else; where an architecture would see the padding, which is asked of it when it is made,
+texts of one length go through together instead. Only what the package itself brings is run: code that lies beside somebody's
 weights never is, and weights are read from safetensors alone.
 """
 
@@ -15,10 +16,12 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -35,7 +38,14 @@ from luban.models._decoding import Decoding, LanguageModel
 from luban.models._encoders import Encoder, Features, read_ragged
 from luban.models._layers import pooled
 
-__all__ = ["ForeignEncoder", "ForeignLanguageModel", "ForeignMaskedModel", "cleaned", "pretrained"]
+__all__ = [
+    "ForeignEncoder",
+    "ForeignLanguageModel",
+    "ForeignMaskedModel",
+    "cleaned",
+    "positions_of",
+    "pretrained",
+]
 
 Pool = Literal["first", "mean", "last", "max"]
 
@@ -46,6 +56,9 @@ _NO_PART = {
 }  # fmt: skip
 _CLASSES = {"encoder": "AutoModel", "causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM"}
 """Task → what transformers makes it of."""
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What architectures call the number of their positions."""
+_ENOUGH = 512  # positions, for any architecture to be made
 _CALLED = {"causal_lm": ("CAUSAL_LM", "causal"), "masked_lm": ("MASKED_LM", "masked")}
 
 
@@ -90,6 +103,8 @@ def _configuration(config: Mapping[str, Any]) -> Any:
     """Return transformers' object of a configuration; one that names code of its own is not known to it."""
     transformers = _transformers()
     options = cleaned(config)  # an artefact may come from a stranger
+    if options.get("pad_token_id", 0) is None and _kept(options):
+        del options["pad_token_id"]  # which those cannot do without: the class has its own
     kind = str(options.pop("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
         raise RecipeError(
@@ -108,6 +123,11 @@ def _class_of(task: str, configuration: Any) -> Any:
             raise RecipeError(
                 f"transformers has no {called} language model of type '{configuration.model_type}'; take task encoder, or another model"
             )
+    if task == "masked_lm" and configuration.is_encoder_decoder:
+        raise RecipeError(
+            f"an architecture of type '{configuration.model_type}' has an encoder and a decoder, which reads the tokens that are hidden; "
+            "take task encoder, or another model"
+        )
     return getattr(transformers, _CLASSES[task])
 
 
@@ -131,8 +151,58 @@ def _reader(task: str, made: Any) -> nn.Module:
     if made.config.is_encoder_decoder:
         made = made.get_encoder()
     if getattr(made, "pooler", None) is not None:
-        made.pooler = None
+        # A class that can be made without one asks whether there is one.
+        made.pooler = None if "add_pooling_layer" in inspect.signature(type(made)).parameters else _NoPooler()
     return cast(nn.Module, made)
+
+
+class _NoPooler(nn.Module):
+    """Stands where a pooler was that is called whether there is one or not."""
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        """Return nothing."""
+
+
+@cache
+def _kept_positions(config: str) -> int:
+    """Return how many of its positions an architecture keeps for padding: those that number tokens from behind that of the padding
+    token have a table of positions that knows it. A module without weights tells."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        made = _made("encoder", _configuration(json.loads(config)))
+    tables = [
+        part.padding_idx
+        for name, part in made.named_modules()
+        if name.endswith("position_embeddings") and isinstance(getattr(part, "padding_idx", None), int)
+    ]
+    return max(tables, default=-1) + 1
+
+
+def _kept(config: Mapping[str, Any]) -> int:
+    """Return the same of a configuration, whatever its padding and however few its positions."""
+    options = {key: value for key, value in config.items() if key != "pad_token_id" or value is not None}
+    options |= {key: max(_ENOUGH, options[key]) for key in _POSITIONS if isinstance(options.get(key), int)}
+    try:
+        return _kept_positions(json.dumps(options, sort_keys=True, default=str))
+    except LubanError:  # which is said where the model is made
+        return 0
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens of a text an architecture takes; None where it does not say, as its positions are relative.
+
+    Raises:
+        RecipeError: if that is none.
+    """
+    key = next((key for key in _POSITIONS if isinstance(config.get(key), int)), None)
+    if key is None:
+        return None
+    kept = _kept(config)
+    if config[key] <= kept:
+        of_these = f", of which an architecture of type '{config.get('model_type')}' keeps {kept} for padding"
+        raise RecipeError(
+            f"model.config: {key} is {config[key]}{of_these if kept else ''}, so that no text has room; give {kept + 1} or more"
+        )
+    return int(config[key]) - kept
 
 
 def pretrained(path: str, task: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
@@ -241,8 +311,22 @@ class ForeignEncoder(Encoder):
             )
         padding = getattr(configuration, "pad_token_id", None)
         self.padding = padding if isinstance(padding, int) and 0 <= padding < known else int(field.pad)
+        self.architecture = str(configuration.model_type)
+        """The model type, as transformers calls it."""
         self.model = _made(self.TASK, configuration)
-        self.width = self._width()
+        accepted = inspect.signature(self.model.forward).parameters
+        self._places = "position_ids" in accepted
+        """Whether it can be told where tokens stand, so that texts may have padding before them."""
+        self._once = {"use_cache": False} if "use_cache" in accepted else {}
+        """What is said of a pass that none goes on from."""
+        self._caches = "past_key_values" in accepted and not getattr(self.model, "_is_stateful", False)
+        """Whether it keeps keys and values, whose rows can be chosen from; a recurrent state is none."""
+        self._known = known
+        self.masks_padding = True
+        """Whether what it makes of a text stays the same with padding behind it; if not, texts of one length go through together."""
+        with _probing(self), _said_by_transformers(self.architecture):
+            self.width = self._width()
+            self._examine()
 
     def _width(self) -> int:
         return int(cast(Any, self.model).config.hidden_size)
@@ -251,28 +335,177 @@ class ForeignEncoder(Encoder):
         """Return what turns states into logits over the tokens, where there is such a thing."""
         return None
 
+    # --- what it is asked when it is made ---------------------------------------------------------------------
+
+    def _examine(self) -> None:
+        """Ask a new module, by a few tokens, what no configuration says reliably."""
+        long, short = self._samples()
+        if not self._apart(short, long):
+            self.masks_padding = False
+            if not self._apart(short, short):
+                raise RecipeError(
+                    f"an architecture of type '{self.architecture}' reads the texts of a batch as one, so that a text's states depend on "
+                    "those beside it; take another model"
+                )
+
+    def _samples(self) -> tuple[Tensor, Tensor]:
+        """Return a text that fills a few positions, and a shorter one."""
+        tokens = [token for token in range(min(self._known, _SAMPLE + 1)) if token != self.padding] or [0]
+        length = min(_SAMPLE, self.positions or _SAMPLE)
+        long = torch.tensor((tokens * length)[:length], device=next(self.parameters()).device)
+        return long, long.flip(0)[: max(1, length // 2)]
+
+    def _apart(self, text: Tensor, other: Tensor) -> bool:
+        """Whether the states of a text are the same beside another one, and depend on nothing but its own tokens.
+
+        Two questions: an initialisation may be so small that what comes from the padding is lost in rounding, but a gradient is
+        then small and not zero; and what depends on the length of the rectangle alone has no gradient.
+        """
+        with torch.no_grad():
+            alone = self.states(Ragged.from_rows([text]).to(text.device))
+        with _looked_up(self.model) as seen:
+            beside = self.states(Ragged.from_rows([text, other]).to(text.device))[: len(text)]
+        gradients = _gradients(beside, seen)
+        longest = max(len(text), len(other))
+        # The text stands at the end of what was looked up: some put vectors of their own before it.
+        outside = [one[:, -longest:][:, len(text) :] for one in gradients] + [one[1:] for one in gradients]
+        return _near(beside, alone) and not any(bool(one.any()) for one in outside)
+
+    def read_past(self) -> set[nn.Linear]:
+        """Return the linear layers whose weight is read while the layer itself is not called, so that nothing that takes the layer's
+        place is called either.
+
+        One pass over a few tokens tells. An expert that it does not reach is neither called nor read, and is none of them.
+        """
+        layers = {part for part in self.model.modules() if type(part) is nn.Linear}
+        wanted = {layer: layer.weight.requires_grad for layer in layers}
+        called: set[nn.Module] = set()
+        handles = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers]
+        try:
+            with _probing(self), _said_by_transformers(self.architecture):
+                for layer in layers:
+                    layer.weight.requires_grad_(True)
+                text, _ = self._samples()
+                states = self.states(Ragged.from_rows([text]).to(text.device))
+                rest = [layer for layer in layers if layer not in called]
+                found = torch.autograd.grad(
+                    states.sum(), [layer.weight for layer in rest], allow_unused=True
+                ) if rest else ()  # fmt: skip
+        finally:
+            for handle in handles:
+                handle.remove()
+            for layer, before in wanted.items():
+                layer.weight.requires_grad_(before)
+        return {layer for layer, gradient in zip(rest, found, strict=True) if gradient is not None}
+
+    # --- texts ------------------------------------------------------------------------------------------------
+
     def _ids(self, batch: Batch) -> Ragged:
         ids = read_ragged(batch, self.names[0])
-        self.require_room(ids)
-        return ids
-
-    def require_room(self, texts: Ragged) -> None:
-        """Refuse texts that are longer than there are positions."""
-        longest = int(texts.lengths.max()) if len(texts) else 0
-        if self.positions is not None and longest > self.positions:
+        longest = self._too_long(ids)
+        if longest is not None:
             raise DataError(
                 f"a text has {longest} tokens, and the model takes {self.positions}: set max_length of the text in data.inputs"
             )
+        return ids
+
+    def _too_long(self, texts: Ragged) -> int | None:
+        """Return the tokens of the longest text if there are fewer positions."""
+        longest = int(texts.lengths.max()) if len(texts) else 0
+        return longest if self.positions is not None and longest > self.positions else None
+
+    def together(self, texts: Ragged) -> Iterator[tuple[Ragged, Tensor]]:
+        """Yield the texts that go through together, and where their tokens stand in the batch, (T',)."""
+        if self.masks_padding or _even(texts):
+            if len(texts):
+                yield texts, torch.arange(len(texts.values), device=texts.values.device)
+            return
+        for length in texts.lengths.unique().tolist():
+            first = texts.offsets[:-1][texts.lengths == length]  # (B',)
+            within = torch.arange(length, device=first.device)
+            places = (first[:, None] + within).flatten()
+            yield (
+                Ragged(texts.values[places], torch.arange(len(first) + 1, device=first.device) * length),
+                places,
+            )
+
+    def states(self, texts: Ragged) -> Tensor:
+        """Return the state of each token, (T, D)."""
+        parts, places = [], []
+        for some, where in self.together(texts):
+            given = _Rectangle.of(some, self.padding)
+            found: Tensor = self.model(
+                input_ids=given.ids, attention_mask=given.seen, **self._once
+            ).last_hidden_state  # (B, L, D)
+            parts.append(found[some.rows, given.columns])
+            places.append(where)
+        return self._in_order(parts, places)
+
+    def _in_order(self, parts: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
+        """Join what was made of texts that went through together, (T', D) each, in the order of the batch, (T, D)."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return next(self.parameters()).new_empty(0, self.width)
+        return torch.cat([*parts])[torch.cat([*places]).argsort()]
 
     def forward(self, batch: Batch) -> Features:
         """Return (B, width) and a state a token."""
         ids = self._ids(batch)
-        given = _Rectangle.of(ids, self.padding)
-        found: Tensor = self.model(
-            input_ids=given.ids, attention_mask=given.seen
-        ).last_hidden_state  # (B, L, D)
-        states = Ragged(found[ids.rows, given.columns], ids.offsets)
+        states = Ragged(self.states(ids), ids.offsets)
         return pooled(states, self.pool), states
+
+
+_SAMPLE = 5  # tokens that a new module is asked about
+_NEAR = 1e-4  # of the largest state: rounding, which differs between rectangles
+
+
+@contextmanager
+def _probing(encoder: nn.Module) -> Iterator[None]:
+    """Let a module be asked, within the block: nothing is dropped, gradients are there, and no random number is used up."""
+    modes = {part: part.training for part in encoder.modules()}
+    encoder.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@contextmanager
+def _looked_up(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Note the vectors that a module looks up for its tokens, within the block, (B, L, D) each, as what gradients are of."""
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+        vectors = output[0] if isinstance(output, tuple) else output  # with the scale of a quantised table
+        seen.append(vectors.detach().requires_grad_())
+        given_on = seen[-1].clone()  # which may be changed in place
+        return (given_on, *output[1:]) if isinstance(output, tuple) else given_on
+
+    handle = cast(Any, model).get_input_embeddings().register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= _NEAR * expected.abs().max())
+
+
+def _gradients(states: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of states, (T, D), with respect to vectors of theirs and of others, where there are any.
+
+    What is derived is a sum with uneven weights, since the even one of normalised states does not depend on anything.
+    """
+    if not vectors:
+        return []
+    size = states.shape[-1]
+    weights = torch.arange(1, size + 1, device=states.device).to(states.dtype).cos()
+    found = torch.autograd.grad((states * weights).sum(), [*vectors], allow_unused=True)
+    return [one for one in found if one is not None]
 
 
 # --- language models --------------------------------------------------------------------------------------
@@ -301,7 +534,7 @@ _ASKED: ContextVar[_Asked | None] = ContextVar("_ASKED", default=None)
 def _narrow(head: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Let a head read only the states that are asked for, (1, M, D) of (B, L, D); whatever follows the head is done to their logits."""
     asked = _ASKED.get()
-    if asked is None or asked.states is not None:
+    if asked is None or asked.states is not None or given[0].dim() != 3:
         return None
     asked.states = given[0][asked.rows, asked.columns]
     read = asked.states if asked.read is None else asked.states.index_select(0, asked.read)
@@ -345,19 +578,12 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
     ) -> None:
         super().__init__(config, positions, pool, name, field)
         self._has_vocabulary = False
-        accepted = inspect.signature(self.model.forward).parameters
-        self._places = "position_ids" in accepted
-        """Whether it can be told where tokens stand, so that texts may have padding before them."""
-        self._caches = "past_key_values" in accepted and not getattr(self.model, "_is_stateful", False)
-        """Whether it keeps keys and values, whose rows can be chosen from; a recurrent state is none."""
         seen: dict[int, str] = {}
         named = self.named_parameters(remove_duplicate=False)
         self._tied = {name: first for name, one in named if (first := seen.setdefault(id(one), name)) != name}
         """Further name of a parameter → its first."""
         self.register_state_dict_post_hook(_without_tied)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_tied)  # type: ignore[no-untyped-call]
-        if self.causal:
-            self._require_causal()
 
     def _width(self) -> int:
         head = self.head()
@@ -367,24 +593,46 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
             )
         return int(cast(Tensor, head.weight).shape[1])
 
-    def _require_causal(self) -> None:
-        """Refuse a model in which a token sees those behind it: some classes are causal only if their configuration says so."""
-        device = next(self.parameters()).device
-        texts = torch.tensor([[0, 0, 0], [0, 0, 1]], device=device)
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), _said_by_transformers(self.architecture):
-            one, other = self.model(input_ids=texts, attention_mask=torch.ones_like(texts)).logits[:, :2]
-        self.model.train(was_training)
-        if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+    def _examine(self) -> None:
+        """As of any module; and some classes are causal only if their configuration says so."""
+        super()._examine()
+        if not self.causal:
+            return
+        long, short = self._samples()
+        with _looked_up(self.model) as seen:
+            first = self.states(Ragged.from_rows([long]).to(long.device))[:1]
+        gradients = _gradients(first, seen)
+        if not gradients or any(bool(one[:, -len(long) :][:, 1:].any()) for one in gradients):
             raise RecipeError(
                 f"with this configuration an architecture of type '{self.architecture}' looks both ways, so it is no causal language model; take task encoder"
             )
+        self._places = self._places and self.masks_padding and self._shifts(short, long)
+        self._caches = self._caches and self.masks_padding and (len(long) == 1 or self._goes_on(long))
 
-    @property
-    def architecture(self) -> str:
-        """The model type, as transformers calls it."""
-        return str(cast(Any, self.model).config.model_type)
+    def _shifts(self, text: Tensor, other: Tensor) -> bool:
+        """Whether a text's states are the same with padding before it, if its positions are told."""
+        texts = Ragged.from_rows([text, other]).to(text.device)
+        given = _Rectangle.of(texts, self.padding, left=True)
+        asked = _Asked(texts.rows, given.columns, None)
+        with torch.no_grad():
+            self.run(given.ids, given.seen, asked, {**self._once, "position_ids": _numbered(given.seen)})
+            alone = self.states(Ragged.from_rows([text]).to(text.device))
+        assert asked.states is not None
+        return _near(asked.states[: len(text)], alone)
+
+    def _goes_on(self, text: Tensor) -> bool:
+        """Whether a text goes on from the cache as if it were read anew, its row chosen among others; some keep a state there, and
+        cannot have its rows chosen."""
+        decoding = self.begin(2, len(text))
+        with torch.no_grad():
+            whole = self.projected(Ragged.from_rows([text]).to(text.device), None)[0].logits()
+            try:
+                decoding.read(Ragged.from_rows([text[-1:], text[:-1]]).to(text.device))
+                decoding.select([1, 1, 0])
+                found = decoding.step(text[-1:].expand(3))
+            except Exception:  # of any kind: the cache is not ours
+                return False
+        return _near(found[0], whole[-1]) and _near(found[1], whole[-1])
 
     @property
     def kind(self) -> str:
@@ -430,15 +678,44 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
         column = self.names[0].rpartition(".")[0]
         read = batch.get(f"{column}.read")
         assert read is None or isinstance(read, Tensor)
-        given = _Rectangle.of(ids, self.padding)
-        asked = _Asked(ids.rows, given.columns, read)
-        how = {"use_cache": False} if self._caches else {}
-        projection, _ = self.run(given.ids, given.seen, asked, how)
-        assert asked.states is not None
-        states = Ragged(asked.states, ids.offsets)
+        projection, values = self.projected(ids, read)
+        states = Ragged(values, ids.offsets)
         return pooled(states, self.pool), states, {f"{column}.tokens": projection}
 
-    def run(self, ids: Tensor, mask: Tensor, asked: _Asked, how: Mapping[str, Any]) -> tuple[Projection, Any]:
+    def states(self, texts: Ragged) -> Tensor:
+        """Return the state of each token, (T, D)."""
+        return self.projected(texts, None)[1]
+
+    def projected(self, texts: Ragged, read: Tensor | None) -> tuple[Projection, Tensor]:
+        """Return the way to the logits of some tokens, (M,), or of all, and the states of all, (T, D)."""
+        head = cast(Any, self.head())
+        logits, states, chosen, places = [], [], [], []
+        for some, where in self.together(texts):
+            given = _Rectangle.of(some, self.padding)
+            wanted = read
+            if read is not None and not self.masks_padding:
+                here = torch.full_like(texts.values, -1)  # (T,)
+                here[where] = torch.arange(len(where), device=where.device)
+                wanted = here[read]
+                chosen.append((wanted >= 0).nonzero().squeeze(1))
+                wanted = wanted[chosen[-1]]
+            asked = _Asked(some.rows, given.columns, wanted)
+            projection, _ = self.run(given.ids, given.seen, asked, self._once)
+            assert asked.states is not None
+            logits.append(projection.made)
+            states.append(asked.states)
+            places.append(where)
+        found = self._in_order(states, places)
+        if not logits:
+            made = found.new_empty(0, head.weight.shape[0])
+        elif len(logits) == 1:
+            made = logits[0]
+        else:
+            made = torch.cat(logits)[torch.cat(places if read is None else chosen).argsort()]
+        kept = found if read is None else found.index_select(0, read)
+        return _Made(kept, head.weight, getattr(head, "bias", None), made=made), found
+
+    def run(self, ids: Tensor, mask: Tensor, asked: _Asked, how: Mapping[str, Any]) -> tuple[_Made, Any]:
         """Run the model over a rectangle, (B, L).
 
         Args:
@@ -458,7 +735,11 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
             found = self.model(input_ids=ids, attention_mask=mask, **how)
         finally:
             _ASKED.reset(token)
-        assert asked.states is not None
+        if asked.states is None:
+            raise RecipeError(
+                f"an architecture of type '{self.architecture}' makes its logits otherwise than by its output layer from a state a token, so they "
+                "cannot be made at some places alone; take task encoder, or another model"
+            )
         states = asked.states if asked.read is None else asked.states.index_select(0, asked.read)
         return _Made(states, head.weight, getattr(head, "bias", None), made=found.logits[0]), found
 
@@ -483,7 +764,7 @@ class _ForeignDecoding(Decoding):
                d  e  f  g                 d  e  f  g  h        generation has it; a row's positions count from its first token
 
     A pass over as many tokens in every row goes on from the cache. Any other would leave holes in it, which not every
-    architecture can look past; it reads the texts anew, and so does every pass of a model that keeps no keys and values.
+    architecture can look past; it reads the texts anew, and so does every pass of a model that keeps no keys and values, or that sees padding.
     """
 
     def __init__(self, model: ForeignLanguageModel, texts: Ragged) -> None:
@@ -496,23 +777,32 @@ class _ForeignDecoding(Decoding):
         model = self._model
         new = inputs.lengths
         whole = _joined(self._texts, inputs)
-        model.require_room(whole)
+        longest = model._too_long(whole)
+        if longest is not None:
+            raise DataError(
+                f"a prompt and what was written behind it have {longest} tokens, and the model takes {model.positions}: shorten the prompt, "
+                "or lower max_tokens"
+            )
+        if last:
+            asked_for = whole.offsets[1:] - 1
+        else:
+            asked_for = (whole.positions >= (whole.lengths - new)[whole.rows]).nonzero().squeeze(1)
+        if not model.masks_padding:
+            self._texts = whole
+            return model.projected(whole, asked_for)[0]
         goes_on = self._cache is not None and _even(inputs)
         given = inputs if goes_on else whole
         left = model._places or _even(given)
         rectangle = _Rectangle.of(given, model.padding, left=left)
         mask = torch.cat([self._mask, rectangle.seen], 1) if goes_on else rectangle.seen
-        how: dict[str, Any] = {"use_cache": model._caches and left} if model._caches else {}
+        how: dict[str, Any] = {"use_cache": True} if model._caches and left else dict(model._once)
         if goes_on:
             how["past_key_values"] = self._cache
         if model._places and left:
-            how["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -rectangle.ids.shape[1] :]
-        if last:
-            wanted = given.offsets[1:] - 1
-        elif goes_on:
-            wanted = torch.arange(len(given.values), device=given.values.device)
-        else:
-            wanted = (given.positions >= (given.lengths - new)[given.rows]).nonzero().squeeze(1)
+            how["position_ids"] = _numbered(mask)[:, -rectangle.ids.shape[1] :]
+        wanted = asked_for
+        if goes_on:
+            wanted = given.offsets[1:] - 1 if last else torch.arange(len(given.values), device=mask.device)
         asked = _Asked(given.rows[wanted], rectangle.columns[wanted], None)
         projection, found = model.run(rectangle.ids, mask, asked, how)
         cache = getattr(found, "past_key_values", None) if how.get("use_cache") else None
@@ -541,7 +831,12 @@ class _ForeignDecoding(Decoding):
 
 
 def _even(texts: Ragged) -> bool:
-    return bool((texts.lengths == texts.lengths[0]).all())
+    return bool((texts.lengths == texts.lengths[:1]).all())
+
+
+def _numbered(mask: Tensor) -> Tensor:
+    """Return the positions of tokens of which some have padding before them, (B, S), given where they are."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _joined(texts: Ragged, more: Ragged) -> Ragged:

@@ -20,6 +20,7 @@ from luban.models._foreign import (
     ForeignLanguageModel,
     ForeignMaskedModel,
     cleaned,
+    positions_of,
     pretrained,
 )
 from luban.models._layers import Count, Rate
@@ -29,14 +30,10 @@ from luban.models.interop.checkpoint import located, open_checkpoint
 from luban.recipe import Data
 from luban.registry import register
 
-__all__ = ["ForeignEncoder", "HuggingFace"]
+__all__ = ["HuggingFace"]
 
 Task = Literal["encoder", "causal_lm", "masked_lm"]
 
-# Those that number positions from that of the padding token on.
-_FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "mpnet", "longformer", "data2vec-text", "xmod", "ibert"}  # fmt: skip
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""What architectures call the number of their positions."""
 _LONGEST = 512  # tokens of a text, where the configuration names no limit
 
 
@@ -95,7 +92,7 @@ class HuggingFace(Family):
             values = {**values, "config": found, **({} if known is None else {"task": known})}
         config = values.get("config")
         if isinstance(config, dict) and values.get("task", "encoder") != "encoder":
-            return {"max_positions": _positions(config), **values}
+            return values if "max_positions" in values else {**values, "max_positions": positions_of(config)}
         return values
 
     @model_validator(mode="after")
@@ -110,7 +107,7 @@ class HuggingFace(Family):
             raise ValueError(
                 "config is that of quantised weights, which cannot be trained; take the model as it was before"
             )
-        known = _positions(self.config)
+        known = None if self.max_positions is None else positions_of(self.config)
         if known is not None and (self.max_positions or 0) > known:
             raise ValueError(
                 f"max_positions is {self.max_positions}, and the architecture takes {known} tokens; lower it"
@@ -153,7 +150,7 @@ class HuggingFace(Family):
         assert self.config is not None
         if self.task != "encoder":
             return min(_LONGEST, self.max_positions or _LONGEST)
-        return self.max_positions or min(_LONGEST, _positions(self.config) or _LONGEST)
+        return self.max_positions or min(_LONGEST, positions_of(self.config) or _LONGEST)
 
     def usual(self, adapted: bool) -> dict[str, Any]:
         """Pretrained weights want small steps that begin smaller (Devlin et al., 2018); new ones a warm-up."""
@@ -176,7 +173,7 @@ class HuggingFace(Family):
         if self.task != "encoder":
             made = ForeignLanguageModel if self.task == "causal_lm" else ForeignMaskedModel
             return made(self.config, self.max_positions, self.pool, name, field)
-        return ForeignEncoder(self.config, _positions(self.config), self.pool, name, field)
+        return ForeignEncoder(self.config, positions_of(self.config), self.pool, name, field)
 
     def build(self, spec: Spec) -> Network:
         """Make the network; see `Model.build`."""
@@ -231,16 +228,6 @@ class HuggingFace(Family):
                 f"'{self.from_}' does not fit its config.json: {' '.join(str(error).split())[:200]}"
             ) from None
         return sorted(missing)
-
-
-def _positions(config: dict[str, Any]) -> int | None:
-    """Return how many tokens an architecture takes; None where it does not say, as its positions are relative."""
-    known = next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None)
-    if known is None:
-        return None
-    return int(known) - (
-        config.get("pad_token_id", 1) + 1 if config.get("model_type") in _FROM_PADDING else 0
-    )
 
 
 def _config_of(path: str) -> tuple[dict[str, Any], str | None]:

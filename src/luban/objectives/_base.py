@@ -95,12 +95,12 @@ class Objective(Component):
         column → that other one, whose options it takes over. They stand last in ``data.inputs``."""
         return {}
 
-    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+    def bind(self, pipeline: Pipeline, limit: int | None) -> dict[str, Field]:
         """Look at the fitted columns; return the target fields that the objective makes itself, by full name.
 
         Args:
             pipeline: fitted processors.
-            limit: positions that the model takes at the most; 0 where there is no limit.
+            limit: positions that the model takes at the most; None where there is no limit.
 
         Raises:
             RecipeError: if there is no column for it.

@@ -101,14 +101,14 @@ class LanguageObjective(Objective):
         data.inputs[self.name].model_fields_set.add("max_length")
         return [f"{self.column}: max_length {self.length}, the length of objective {self.type}"]
 
-    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+    def bind(self, pipeline: Pipeline, limit: int | None) -> dict[str, Field]:
         text = pipeline.inputs[self.name]
         assert isinstance(text, Text)
         self._text = text
         if isinstance(text, Chat):
             self.length = text.max_length
-        self._positions = min(limit or 512, 512) if self.length is None else self.length
-        if limit and self._positions > limit:
+        self._positions = min(512 if limit is None else limit, 512) if self.length is None else self.length
+        if limit is not None and self._positions > limit:
             raise RecipeError(
                 f"objective {self.type}: length is {self._positions}, and the model takes {limit} positions; lower it, or raise model.max_positions"
             )

@@ -53,7 +53,7 @@ class Wrapping(Objective):
     def aside(self) -> dict[str, str]:
         return self.inner.aside()
 
-    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+    def bind(self, pipeline: Pipeline, limit: int | None) -> dict[str, Field]:
         return self.inner.bind(pipeline, limit)
 
     def window(self) -> tuple[str, int, int, tuple[int, int]] | None:

@@ -102,7 +102,7 @@ class DPO(Objective):
     def aside(self) -> dict[str, str]:
         return {self.rejected: self.chosen}
 
-    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+    def bind(self, pipeline: Pipeline, limit: int | None) -> dict[str, Field]:
         chat = pipeline.inputs[self.chosen]
         assert isinstance(chat, Chat)
         if chat.tokenizer is None:
@@ -110,7 +110,7 @@ class DPO(Objective):
                 "objective dpo starts from a model that was trained, and this one is new, with a tokenizer of its own for each column: "
                 "name a model by model.from, such as an artefact of objective causal_lm"
             )
-        if limit and (chat.max_length or 0) > limit:
+        if limit is not None and (chat.max_length or 0) > limit:
             raise RecipeError(
                 f"objective dpo: max_length of '{self.chosen}' is {chat.max_length}, and the model takes {limit} positions; lower it, or raise model.max_positions"
             )

@@ -47,7 +47,7 @@ class MaskedLM(LanguageObjective):
     _inner: Tensor | None = PrivateAttr(default=None)
     _ordinary: Tensor | None = PrivateAttr(default=None)
 
-    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+    def bind(self, pipeline: Pipeline, limit: int | None) -> dict[str, Field]:
         if self.masked + self.random > 1:
             raise RecipeError(
                 f"objective {self.type}: masked {self.masked:g} and random {self.random:g} are shares of the chosen tokens, and add up to more than 1"

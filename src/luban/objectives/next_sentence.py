@@ -47,7 +47,7 @@ class NextSentence(LanguageObjective):
 
     FIELD: ClassVar = "next_sentence"
 
-    def bind(self, pipeline: Pipeline, limit: int) -> dict[str, Field]:
+    def bind(self, pipeline: Pipeline, limit: int | None) -> dict[str, Field]:
         super().bind(pipeline, limit)
         if self.text.cls_id is None or self.text.sep_id is None:
             raise RecipeError(

@@ -114,7 +114,7 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
     objectives = _objectives(recipe, prepared, derived)
     made: dict[str, Field] = {}
     for objective in objectives:
-        made.update(objective.bind(prepared.pipeline, getattr(family, "max_positions", None) or 0))
+        made.update(objective.bind(prepared.pipeline, getattr(family, "max_positions", None)))
     prepared.pipeline.set_aside(aside)  # only now: what is prepared holds these columns too
     spec = _model_spec(prepared.spec, made, aside)
 
