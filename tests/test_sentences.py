@@ -26,6 +26,9 @@ CATALOGUE: dict[str, dict[str, str]] = json.loads((ROOT / "zh.json").read_text(e
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(ROOT.rglob("*.py"))}
 
 
+_SAMPLES = {"sample", "reference", "training"}  # gaps that a sample of rows fills
+
+
 def _said() -> dict[str, str]:
     """Return each template of ours → where it is said."""
     found = {}
@@ -112,7 +115,7 @@ def test_a_sentence_survives_an_error_and_an_object() -> None:
     assert isinstance(str(raised.value), Sentence)
     rows = pl.DataFrame({"a": range(10)})
     looked = say("looked at {sample}", sample=Sample.of(rows).take(4))
-    assert translate(looked, "zh") == "查看了从 10 行中抽取的 4 行"
+    assert translate(looked, "zh") == "查看了抽取的 4 行样本（共 10 行）"
 
 
 def test_what_is_not_ours_stays_as_it_is() -> None:
@@ -140,6 +143,14 @@ def test_sentences_go_through_json_and_back(tmp_path: Path) -> None:
     store.forget()
 
 
+def _nested(depth: int) -> object:
+    """Lists in lists, deeper than Python follows."""
+    one: object = "all 5 rows"
+    for _ in range(depth):
+        one = [one]
+    return one
+
+
 @pytest.mark.parametrize(
     "phrase",
     [
@@ -147,6 +158,13 @@ def test_sentences_go_through_json_and_back(tmp_path: Path) -> None:
         {"template": "all {n:,} rows", "values": {"n": "five"}},
         {"template": "all {n:,} rows", "values": {}},
         {"template": "all {n:,} rows", "values": {"n": 6}},
+        {
+            "template": "{share:.1%} of the values of '{column}' lie far off (up to {farthest:.4g}; the middle half is {low:.4g} to {high:.4g})",
+            "values": {"share": 0.1, "column": "x", "farthest": 10**400, "low": 1, "high": 2},
+        },
+        {"template": "all {n:,} rows", "values": {"n": ["five", {"template": "all {n:,} rows"}]}},
+        {"template": "looked at {sample}", "values": {"sample": _nested(3000)}},
+        _nested(3000),
         {"template": ["all"], "values": 3},
         "all 5 rows",
     ],
@@ -156,3 +174,78 @@ def test_phrases_of_a_stranger_are_not_believed(phrase: object) -> None:
     found = revived({"note": "all 5 rows", "phrases": {"all 5 rows": phrase}})
     assert found == {"note": "all 5 rows"}
     assert translate(found["note"], "zh") == "all 5 rows"
+
+
+def test_data_that_are_nested_without_end_are_left_as_they_are() -> None:
+    found = revived({"deep": _nested(3000), "note": "all 5 rows", "phrases": {
+        "all 5 rows": {"template": "all {n:,} rows", "values": {"n": 5}}}})  # fmt: skip
+    assert translate(found["note"], "zh") == "全部 5 行"
+    assert isinstance(found["deep"], list)
+
+
+def test_data_with_a_key_of_that_name_are_not_mixed_up_with_sentences() -> None:
+    with pytest.raises(AssertionError, match="'phrases' is the key"):
+        kept({"phrases": ["a user's own"], "why": say("all {n:,} rows", n=3)})
+
+
+@pytest.mark.parametrize(
+    ("template", "values", "read"),
+    [
+        ("looked at {sample}", {}, "查看了{s}"),
+        (
+            "measured on {n:,} rows with a known truth, of {sample}",
+            {"n": 380},
+            "在{s}中真实值已知的 380 行上测量",
+        ),
+        ("{sample}, compared with {reference}", {}, "{s}，与{s}比较"),
+        ("{sample}, compared with {reference} of the training rows", {}, "{s}，与训练数据中{s}比较"),
+        (
+            "equal inputs are looked for among all {n:,} training rows, texts that are nearly equal among {sample}",
+            {"n": 4000},
+            "在全部 4,000 行训练数据中查找完全相同的输入，在{s}中查找近似重复的文本",
+        ),
+        (
+            "measured on {n:,} rows with a known truth, of {sample}; 95 % intervals by {resamples:,} resamples",
+            {"n": 380, "resamples": 1000},
+            "在{s}中真实值已知的 380 行上测量；95 % 区间由 1,000 次自助重采样得到",
+        ),
+        (
+            "{n:,} rows with a known truth, of {sample}; second opinion: {whose}",
+            {"n": 380, "whose": say("the artefact's own")},
+            "{s}中真实值已知的 380 行；第二意见来自该模型自身",
+        ),
+        (
+            "{n:,} rows with a known truth, of {sample}: half to look up, half to predict, and the other way round",
+            {"n": 380},
+            "{s}中真实值已知的 380 行：一半用于查表，一半用于预测，再互换",
+        ),
+        (
+            "{n:,} training rows (of {training}) and {n:,} rows that it was not trained on (of {sample})",
+            {"n": 300},
+            "从{s}中取 300 行训练数据，从{s}中取 300 行未参与训练的数据",
+        ),
+        (
+            "{n:,} rows with a known truth, of {sample}, before and after each change",
+            {"n": 380},
+            "{s}中真实值已知的 380 行，每种变化前后各测一次",
+        ),
+        (
+            "{n:,} texts of at most {tokens} tokens, temperature {temperature:g}; prompts: {sample}",
+            {"n": 9, "tokens": 8, "temperature": 0.5},
+            "9 段文本，每段最多 8 个词元，温度 0.5；提示为{s}",
+        ),
+    ],
+)
+def test_a_drawn_sample_reads_well_wherever_it_stands(
+    template: str, values: dict[str, object], read: str
+) -> None:
+    drawn = Sample.of(pl.DataFrame({"a": range(4000)})).take(400)
+    samples = {name: drawn for _, name, _, _ in string.Formatter().parse(template) if name in _SAMPLES}
+    found = translate(say(template, **values, **samples), "zh")
+    assert found == read.replace("{s}", "抽取的 400 行样本（共 4,000 行）")
+
+
+def test_every_sentence_that_holds_a_sample_is_read_above() -> None:
+    (marks,) = test_a_drawn_sample_reads_well_wherever_it_stands.pytestmark
+    read = {case[0] for case in marks.args[1]}
+    assert read == {text for text in _said() if {name for name, _ in _gaps(text)} & _SAMPLES}

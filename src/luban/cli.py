@@ -25,7 +25,7 @@ from luban._version import __version__
 from luban.errors import InputError, LubanError
 from luban.files import finite
 from luban.imports import own_process, uncollected
-from luban.sentences import kept
+from luban.sentences import kept, named, say
 
 if TYPE_CHECKING:
     from luban.console import Console
@@ -484,16 +484,24 @@ def audit(
     if as_json:
         _json(finite(kept(result)))
     else:
+
+        def told(name: str, what: str) -> str:
+            return words.sentence(say("{step}: {what}", step=name, what=what))
+
+        audits = {name: named(name, lang, "audits") for name in (*result["audits"], *result["left_out"])}
         for one in result["audits"].values():
             for note in one["notes"]:
-                console.say(f"{one['audit']}: {words.sentence(note)}")
+                console.say(told(audits[one["audit"]], note))
         for name, reason in result["left_out"].items():
-            console.say(f"left out: {name}: {words.sentence(reason)}")
+            what = words("with_kind", name=audits[name], kind=words.sentence(reason))
+            console.say(words("left_out", what=what))
         for finding in result["findings"]:
-            _out(f"{finding['severity']:<7} {finding['audit']}: {words.sentence(finding['sentence'])}")
+            # In English by the word that --fail-on takes.
+            severity = finding["severity"] if lang == "en" else words(f"severity.{finding['severity']}")
+            _out(f"{severity:<7} {told(audits[finding['audit']], finding['sentence'])}")
             console.say(f"        {words.sentence(finding['advice'])}")
-        if not result["findings"]:
-            _out(f"nothing found by {', '.join(result['audits'])}")
+        if result["audits"] and not result["findings"]:
+            _out(words("nothing_found", audit=words.listed([audits[name] for name in result["audits"]])))
         _show_gates([{**gate, "why": words.sentence(gate["why"])} for gate in result["gates"]])
         if output is not None:
             console.say(f"all figures and tables: {output}")
@@ -638,7 +646,8 @@ def compare(
             )
         for name, metric in result["a"]["metrics"].items():
             other = result["b"]["metrics"].get(name, {}).get("value")
-            if metric["value"] is not None and other is not None:
+            known = metric["value"] is not None and other is not None
+            if known and name not in result["incomparable"]:
                 _out(f"{name:<28} {metric['value']:>14.4f} {other:>14.4f}")
         return
     for target, compared in result["differences"].items():

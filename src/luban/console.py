@@ -29,12 +29,16 @@ def duration(seconds: float) -> str:
     """Return a time in short.
 
     Example:
-        >>> duration(5.2), duration(300), duration(9000)
-        ('5.2 s', '5.0 min', '2.5 h')
+        >>> duration(0.01), duration(5.2), duration(300), duration(9000)
+        ('< 0.1 s', '5.2 s', '5.0 min', '2.5 h')
     """
-    if seconds < 120:
+    if seconds < 0.1:
+        return "< 0.1 s"
+    # What is shown decides the unit, so that nothing reads 120.0 s or 90.0 min.
+    if round(seconds, 1) < 120:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if round(minutes, 1) < 90 else f"{minutes / 60:.1f} h"
 
 
 class Console:

@@ -26,6 +26,7 @@ LANGUAGES = ("en", "zh")
 Value: TypeAlias = "str | int | float | list[Value] | None"
 """What fills a gap: a word of the user's, a number, another sentence, or a list of these."""
 _PHRASES = "phrases"  # the key under which JSON keeps how its sentences were made
+_DEEPEST = 32  # levels of a file, and of sentences in sentences: ours have fewer, and Python itself ends near a thousand
 
 
 class Sentence(str):
@@ -144,10 +145,14 @@ def named(
 def kept(data: dict[str, Any]) -> dict[str, Any]:
     """Return data that JSON can hold, with how the sentences in it were made under ``phrases``, if any have gaps.
 
+    Raises:
+        AssertionError: if the data have a ``phrases`` of their own, which could not be told from these.
+
     Example:
         >>> revived(json.loads(json.dumps(kept({"why": say("all {n:,} rows", n=3)}))))["why"].values
         {'n': 3}
     """
+    assert _PHRASES not in data, f"'{_PHRASES}' is the key of how sentences were made"
     found: dict[str, Any] = {}
 
     def look(one: Any) -> None:
@@ -173,14 +178,16 @@ def revived(data: Any) -> Any:
     made = {text: _sentence(phrase) for text, phrase in data[_PHRASES].items()}
     known = {text: one for text, one in made.items() if one == text}
 
-    def back(one: Any) -> Any:
+    def back(one: Any, depth: int) -> Any:
         if isinstance(one, str):
             return known.get(one, one)
+        if depth > _DEEPEST:  # nothing of ours
+            return one
         if isinstance(one, Mapping):
-            return {known.get(key, key): back(value) for key, value in one.items()}
-        return [back(value) for value in one] if isinstance(one, list) else one
+            return {known.get(key, key): back(value, depth + 1) for key, value in one.items()}
+        return [back(value, depth + 1) for value in one] if isinstance(one, list) else one
 
-    return back({key: value for key, value in data.items() if key != _PHRASES})
+    return back({key: value for key, value in data.items() if key != _PHRASES}, 0)
 
 
 def _json_of(one: Value) -> Any:
@@ -193,8 +200,10 @@ def _json_of(one: Value) -> Any:
     return one if finite else None
 
 
-def _sentence(phrase: Any) -> Value:
-    """Return what `_json_of` described; None where it is no sentence of ours."""
+def _sentence(phrase: Any, depth: int = 0) -> Value:
+    """Return what `_json_of` described; None where it is no sentence of ours, or one that is nested deeper than any of ours."""
+    if depth > _DEEPEST:
+        return None
     if isinstance(phrase, Mapping):
         template, values = phrase.get("template"), phrase.get("values")
         if not isinstance(template, str) or template not in _catalogue()["sentences"]:
@@ -202,9 +211,12 @@ def _sentence(phrase: Any) -> Value:
         if not isinstance(values, Mapping):
             return None
         try:
-            return Sentence(template, {str(name): _sentence(value) for name, value in values.items()})
-        except (KeyError, ValueError, TypeError):  # a gap without a value, or with one of another kind
+            return Sentence(
+                template, {str(name): _sentence(value, depth + 1) for name, value in values.items()}
+            )
+        except (KeyError, ValueError, TypeError, OverflowError, AttributeError, IndexError):
+            # A gap without a value, or with one of another kind or size.
             return None
     if isinstance(phrase, Sequence) and not isinstance(phrase, str):
-        return [_sentence(one) for one in phrase]
+        return [_sentence(one, depth + 1) for one in phrase]
     return phrase if phrase is None or isinstance(phrase, str | int | float) else None

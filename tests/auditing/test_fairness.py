@@ -10,8 +10,10 @@ import pytest
 
 from audit_cases import case_of, people, trained
 from luban.auditing._base import AuditResult
-from luban.auditing.fairness import Counts, Fairness, _Grouped, differences, rates
+from luban.auditing.fairness import Counts, Fairness, _Grouped, _sure, differences, rates
 from luban.data.processors.category import Category
+from luban.evaluation.intervals import Metric
+from luban.sentences import translate
 
 fairlearn = pytest.importorskip("fairlearn.metrics")
 
@@ -179,6 +181,14 @@ def test_the_interval_of_a_rate_is_by_the_rows_it_is_a_rate_of() -> None:
     assert few["true_positive_rate_low"] == pytest.approx(0.158, abs=0.001)  # Clopper and Pearson: 2 of 2
     assert many["true_positive_rate_low"] == pytest.approx(0.0074 * -1 + 1, abs=0.001)
     assert few["false_positive_rate_high"] == pytest.approx(0.0037, abs=0.001)
+
+
+def test_rates_have_three_digits_and_numbers_those_that_their_unit_asks_for() -> None:
+    metric = Metric(0.4, 0.363, 0.47)
+    assert _sure(metric) == " (difference 0.400, 95 % interval 0.363 to 0.470)"
+    assert translate(_sure(metric), "zh") == "（差异 0.400，95 % 区间 0.363 至 0.470）"
+    prices = Metric(4.1, 3.95, 124.84)
+    assert _sure(prices, own_units=True) == " (difference 4.1, 95 % interval 3.95 to 125)"
 
 
 def test_each_figure_is_that_of_the_class_in_which_groups_differ_most() -> None:

@@ -14,13 +14,17 @@ import pytest
 import luban
 from audit_cases import case_of, people, trained
 from luban.artefact import Artefact
-from luban.auditing import privacy
+from luban.auditing import _shadow, privacy
 from luban.auditing._base import Case, losses
+from luban.auditing._run import choose
 from luban.auditing._shadow import shadows
 from luban.auditing.memorisation import Memorisation, alternatives
 from luban.auditing.privacy import Privacy, _answers, attack, likelihood_ratio
 from luban.auditing.toxicity import matcher
-from luban.errors import DataError
+from luban.errors import DataError, RecipeError
+from luban.recipe import Section
+from luban.registry import lookup, names
+from luban.training.callbacks._base import Callback
 
 
 def test_the_attack_measures_what_is_known_of_normal_scores() -> None:
@@ -80,6 +84,53 @@ def test_from_64_references_on_each_row_has_a_deviation_of_its_own(count: int) -
     found = attack(ratio[member], ratio[~member])["tpr"].value
     assert found is not None
     assert (found > 0.05) == (count >= 64)
+
+
+def test_one_reference_is_refused_and_rows_that_cannot_be_told_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="1 model leaves too few; take 0 \\(no such attack\\) or 2 and more"
+    ):
+        choose(["privacy"], options=["privacy.references=1"])
+    # None of two models may have left a row out twice: nothing is told, and nobody is warned.
+    assert np.isnan(
+        likelihood_ratio(np.zeros(3), np.zeros((2, 3)), np.array([[True] * 3, [False] * 3]))
+    ).all()
+    trained(tmp_path, people(500), {"split": {"validation": 0.0, "test": 0.4}})
+    options = ["privacy.references=2"]
+    audit = luban.audit(tmp_path / "model", str(tmp_path / "rows.csv"), options, only=["privacy"])
+    (row,) = [
+        row for row in audit["audits"]["privacy"]["tables"]["attacks"] if row["attack"] == "likelihood_ratio"
+    ]
+    (note,) = [note for note in audit["audits"]["privacy"]["notes"] if "could not be told" in note]
+    looked = audit["audits"]["privacy"]["rows"]
+    assert f"{looked - row['members'] - row['others']:,} of {looked:,} rows" in note
+
+
+def test_references_are_told_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all callbacks those that change what is trained come along; a tracker would open a run of its own for each model."""
+    changing = {"early_stopping", "unfreeze"}
+    for name in names("callbacks"):
+        kind = lookup("callbacks", name)
+        assert issubclass(kind, Callback)
+        assert kind.changes == (name in changing), name
+    trained(tmp_path, people(500))
+    given: list[list[Any]] = []
+    fit = _shadow.make_plan
+
+    def planned(recipe: Any) -> Any:
+        given.append([one.type for one in recipe.train.callbacks])
+        return fit(recipe)
+
+    monkeypatch.setattr(_shadow, "make_plan", planned)
+    artefact = Artefact.load(tmp_path / "model")
+    case = case_of(tmp_path / "model", people(100, seed=4), recipe=artefact.recipe, lineage=artefact.lineage)
+    assert case.resolved is not None
+    assert case.training is not None
+    case.resolved.train.callbacks = [
+        Section("callbacks").parse(name) for name in names("callbacks") if name != "unfreeze"
+    ]
+    list(shadows(case, case.training.rows, 1))
+    assert given == [["early_stopping"]]
 
 
 def test_a_row_of_which_all_models_are_equally_sure_is_no_member() -> None:
@@ -209,6 +260,30 @@ def test_texts_learnt_by_heart_are_found_and_those_that_were_not_are_not(tmp_pat
     for row in audit["audits"]["privacy"]["tables"]["attacks"]:
         assert row["auc"]["low"] < 0.5 < row["auc"]["high"]
     assert audit["audits"]["privacy"]["findings"] == []
+
+
+def test_a_column_of_the_name_that_the_other_model_asks_for_is_no_hindrance(
+    speaker: Path, tmp_path: Path
+) -> None:
+    """Our texts stand in `said`, the reference reads `text`, and the rows have both."""
+    generator = np.random.default_rng(5)
+    said = [" ".join(generator.choice(WORDS, generator.integers(4, 8))) for _ in range(200)]
+    rows = pl.DataFrame({"said": said, "text": [str(i) for i in range(200)]})
+    rows.write_csv(tmp_path / "rows.csv")
+    recipe = {
+        "data": {
+            "train": str(tmp_path / "rows.csv"), "split": {"validation": 0.0, "test": 0.4},
+            "inputs": {"said": {"type": "text", "tokens": "char", "min_count": 1, "end": True}},
+        },
+        "model": {"type": "llama", "layers": 1, "hidden_size": 32, "heads": 2, "max_positions": 64},
+        "objective": "causal_lm",
+        "train": {"steps": 2, "batch_size": 16, "device": "cpu", "precision": "fp32", "threads": 1, "keep": "last"},
+    }  # fmt: skip
+    luban.train(recipe, output=tmp_path / "model")
+    options = [f"privacy.reference={speaker / 'model'}"]
+    audit = luban.audit(tmp_path / "model", str(tmp_path / "rows.csv"), options, only=["privacy"])
+    attacks = {row["attack"]: row for row in audit["audits"]["privacy"]["tables"]["attacks"]}
+    assert attacks["reference"]["members"] == attacks["loss"]["members"]
 
 
 def test_a_reference_that_is_no_language_model_is_said(speaker: Path, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import torch
 from audit_cases import case_of, people, trained
 from luban.auditing import robustness
 from luban.auditing._attack import attacked, kinds_of
+from luban.auditing._base import AuditResult
 from luban.auditing._perturbations import UNSEEN, perturbations
 from luban.auditing.robustness import Robustness
 from luban.data.processors.image import Image
 from luban.errors import InputError, RecipeError
 from luban.recipe import Section
+from luban.sentences import translate
 
 
 def processor(kind: str) -> object:
@@ -119,6 +121,19 @@ def test_pgd_does_no_less_harm_than_fgsm_and_both_more_than_noise(table: Path) -
     assert lost["pgd_numbers"] >= lost["fgsm_numbers"] - 0.005 > 0.1
     assert lost["fgsm_numbers"] > lost["number_noise"] + 0.1
     assert any(one.where == "pgd_numbers" and one.severity == "medium" for one in result.findings)
+
+
+def test_findings_say_what_was_measured_in_both_languages() -> None:
+    result = AuditResult("robustness")
+    row = {"change": "typos", "target": "price", "measure": "mean absolute error", "before": 2.0, "after": 3.5, "lost": 0.75,
+           "lost_low": 0.5, "lost_high": 1.0}  # fmt: skip
+    Robustness()._tell(result, row, harmless=True, attack=False)
+    attack = {**row, "change": "pgd_vectors", "measure": "accuracy", "before": 0.9, "after": 0.4}
+    Robustness()._tell(result, attack, harmless=False, attack=True)
+    one, two = (finding.sentence for finding in result.findings)
+    assert one == "the mean absolute error of 'price' grows from 2 to 3.5 under a few typing errors"
+    assert translate(one, "zh") == "有少量错别字时，“price”的平均绝对误差由 2 增至 3.5"
+    assert translate(two, "zh") == "受到白盒攻击（pgd_vectors）时，“price”的准确率由 90.0 % 降至 40.0 %"
 
 
 def test_a_change_that_is_unknown_is_refused(table: Path) -> None:

@@ -176,10 +176,45 @@ def test_other_words_may_be_asked_about(own: Predictor) -> None:
     assert one.score == pytest.approx(chances(own, [ids], [place], int(found[0].chosen[0]))[0], abs=1e-5)
     assert one.probability == pytest.approx(np.exp(one.score), abs=1e-6)
     assert [case.labels[0] for case in cases(own, TEXT, "yes the")] == ["yes", "the"]
-    with pytest.raises(DataError, match=r"'yes the' is 2 tokens and the text has \[MASK\] 1 times"):
+    with pytest.raises(DataError) as raised:
         cases(own, "[MASK]", "yes the")
+    assert (
+        str(raised.value)
+        == "--target-text 'yes the' is 2 tokens (yes the), and the text hides 1 word; give one token for each [MASK]"
+    )
+    with pytest.raises(DataError, match=r"'yes' is 1 token \(yes\), and the text hides 2 words; give one"):
+        cases(own, TEXT, "yes")
     with pytest.raises(DataError, match=r"the text has no \[MASK\], so no word is hidden"):
         cases(own, "the capital of france")
+
+
+def test_a_word_that_the_tokenizer_does_not_know_is_not_explained(own: Predictor) -> None:
+    """Its token would be the unknown one, whose probability says nothing of the word."""
+    for asked, word in (("ω", "ω"), ("yes ωω", "ωω")):
+        with pytest.raises(DataError, match=f"the tokenizer does not know '{word}' of --target-text"):
+            cases(own, TEXT, asked)
+    assert own.speaker is not None
+    unknown = own.speaker.text.unk_id
+    assert [int(case.chosen[0]) for case in cases(own, TEXT, "[UNK] [UNK]")] == [unknown, unknown]
+    assert [int(case.chosen[0]) for case in cases(own, "a [MASK]", "[UNK]")] == [unknown]
+
+
+def test_hidden_words_that_are_cut_off_are_told(own: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own.speaker is not None
+    whole = cases(own)
+    assert not any("beyond" in note for note in explain_hidden(whole, GradientXInput()).notes)
+    monkeypatch.setattr(own.speaker.text, "max_length", len(whole[0].ids) - 4)
+    (left,) = cases(own)
+    assert (left.hidden, left.beyond) == (whole[0].hidden[:1], 1)
+    one = explain_hidden([left], GradientXInput())
+    note = f"1 of 2 hidden words lie beyond max_length={len(left.ids)} tokens, where the text is cut, and are not explained"
+    assert note in one.notes
+    assert cases(own, TEXT, "yes")[0].labels == ["yes"], "of a word for each place that is left"
+    with pytest.raises(DataError, match=rf"the text hides 1 word in its first {len(left.ids)} tokens; give"):
+        cases(own, TEXT, "yes the")
+    monkeypatch.setattr(own.speaker.text, "max_length", 4)
+    with pytest.raises(DataError, match=r"each \[MASK\] of the text lies beyond max_length=4 tokens"):
+        cases(own)
 
 
 def test_quality_is_measured_and_what_hides_the_words_is_never_taken_away(own: Predictor) -> None:

@@ -215,6 +215,32 @@ def test_what_is_decided_for_the_model_is_decided_for_the_baselines(tmp_path: Pa
     )
 
 
+def test_baselines_are_decided_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be decided for the last baseline is decided for none, else they would not be alike."""
+    trained(tmp_path, people(600), decide=["temperature"])
+    plain = luban.report(tmp_path / "model", examples=0)["baselines"]["label"]
+    assert plain["decided"]["rows"] > 0
+    decide, asked = baselines._decided, 0
+
+    def last_fails(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return decide(*args) if asked == 1 else None
+
+    def never(*args: Any) -> None:
+        return None
+
+    found = []
+    for one in (last_fails, never):
+        monkeypatch.setattr(baselines, "_decided", one)
+        found.append(luban.report(tmp_path / "model", examples=0)["baselines"]["label"])
+    assert asked == 2
+    for one in found:
+        assert one["decided"] == {"steps": ["temperature"], "rows": 0}
+    assert [one["metrics"] for one in found[0]["each"]] == [one["metrics"] for one in found[1]["each"]]
+    assert found[0]["each"][1]["metrics"]["log_loss"] != plain["each"][1]["metrics"]["log_loss"]
+
+
 def test_a_yes_is_said_from_the_same_probability(tmp_path: Path) -> None:
     trained(tmp_path, people(600), {"targets": {"label": {"type": "binary", "threshold": 0.9}}})
     data = luban.report(tmp_path / "model", output=tmp_path / "r.md", examples=0)

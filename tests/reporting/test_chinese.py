@@ -95,6 +95,7 @@ def test_a_page_with_audits_of_a_table_is_chinese(artefact_of: Make, tmp_path: P
     page = (tmp_path / f"page.{format}").read_text(encoding="utf-8")
     if format == "html":
         assert list(english(page)) == []
+    assert not re.search(r"\([^()]*[\u4e00-\u9fff][^()]*\)", page), "half-width parentheses around Chinese"
     for word in ("人口统计均等差", "公平性", "分布漂移", "标签错误", "行中"):
         assert word in page
 

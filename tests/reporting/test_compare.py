@@ -17,6 +17,7 @@ import report_cases
 from test_page import AUDIT, Elements, require_harmless
 
 import luban
+import luban as luban_api  # where a fixture takes the name
 from luban.errors import ArtefactError, DataError
 from luban.evaluation.language import LanguageCollector, compare_texts
 from luban.language import Score
@@ -115,8 +116,93 @@ def test_where_tokens_differ_only_bytes_can_be_compared(
     assert ran.code == 0, ran.err
     assert "cut texts into tokens otherwise, so their loss and perplexity" in ran.err
     assert "text.bits_per_byte" in ran.out
+    assert "text.loss" not in ran.out
     assert "tokens_per_second" in ran.out
     assert "bits per byte can" in Elements((tmp_path / "two.html").read_text(encoding="utf-8")).words
+    found = luban_api.compare(a, other, rows, output=tmp_path / "two.md", baselines=False)
+    differences = found["differences"]["text"]["differences"]
+    why = "the two cut texts into tokens otherwise"
+    for name in ("loss", "perplexity"):
+        assert differences[name] == {"value": None, "low": None, "high": None, "note": why}
+    assert differences["bits_per_byte"]["low"] < differences["bits_per_byte"]["high"]
+    assert found["incomparable"] == {"text.loss": why, "text.perplexity": why}
+    text = (tmp_path / "two.md").read_text(encoding="utf-8")
+    assert "text: bits per byte is" in text
+    recorded = luban("compare", a, other)
+    assert "text.bits_per_byte" in recorded.out
+    assert "text.perplexity" not in recorded.out
+
+
+MASKED = """\
+data:
+  train: {train}
+  inputs: {{text: {{type: text, tokens: wordpiece, vocabulary: {vocabulary}, min_count: 1}}}}
+  split: {{type: random, validation: 0.2, test: 0}}
+model: {{type: bert, layers: 1, hidden_size: 32, heads: 2, intermediate: 64, max_positions: 64}}
+objective: {objective}
+train: {{epochs: 1, batch_size: 32, device: cpu, precision: fp32, optimizer: {{type: adamw, learning_rate: 0.01}}}}
+"""
+
+
+def filling(folder: Path, name: str, vocabulary: int = 200, **objective: Any) -> Path:
+    """A masked language model of short sentences."""
+    lines = [
+        f"the {['old', 'red', 'new'][i % 3]} {['cat', 'dog', 'house'][i % 7 % 3]} is gone {i} ."
+        for i in range(160)
+    ]
+    train = report_cases._lines(folder / "masked.jsonl", [{"text": line} for line in lines])
+    told = json.dumps({"type": "masked_lm", "length": 32, **objective})
+    (folder / f"{name}.yaml").write_text(
+        MASKED.format(train=train, vocabulary=vocabulary, objective=told), encoding="utf-8"
+    )
+    luban_api.train(folder / f"{name}.yaml", output=folder / name)
+    return folder / name
+
+
+def test_masked_models_are_asked_for_the_same_tokens(tmp_path: Path, luban: Luban) -> None:
+    """The same weights are as good as themselves, whatever masking their recipe has."""
+    a = filling(tmp_path, "a", share=0.15)
+    b = shutil.copytree(a, tmp_path / "b")
+    recipe = (b / "recipe.yaml").read_text(encoding="utf-8")
+    assert "share: 0.15" in recipe
+    changed = recipe.replace("share: 0.15", "share: 0.9").replace("length: 32", "length: 16")
+    (b / "recipe.yaml").write_text(changed, encoding="utf-8")
+    (b / "sample.jsonl").write_text("", encoding="utf-8")  # its losses are of the first masking
+    rows = str(tmp_path / "masked.jsonl")
+    found = luban_api.compare(a, b, rows, output=tmp_path / "two.md")
+    for one in found["differences"]["text"]["differences"].values():
+        assert (one["value"], one["low"], one["high"]) == (0, 0, 0)
+    assert found["incomparable"] == {}
+    (warning,) = found["warnings"][:1]
+    assert warning.endswith(
+        "hide tokens otherwise (length 32, share 0.15; length 16, share 0.9), so both are asked for those that the first hides"
+    )
+    page = json.loads(luban("compare", a, b, rows, "-o", tmp_path / "two.json", "--json").out)
+    assert page["differences"] == found["differences"]
+    content = json.loads((tmp_path / "two.json").read_text(encoding="utf-8"))
+    measured = [content[side]["measured"]["metrics"]["text.loss"]["value"] for side in ("a", "b")]
+    assert measured[0] == measured[1], "the page puts figures of the same tokens beside each other"
+    # What was recorded is of other tokens.
+    recorded = luban_api.compare(a, b, output=tmp_path / "recorded.md")
+    assert set(recorded["incomparable"]) == {"text.loss", "text.perplexity"}
+    assert "give DATA to ask both for the same" in recorded["warnings"][0]
+    text = (tmp_path / "recorded.md").read_text(encoding="utf-8")
+    assert "text: there is nothing to compare by, since the two were asked for other tokens." in text
+    assert "text.loss" not in luban("compare", a, b).out
+
+
+def test_masked_models_with_other_tokens_have_nothing_to_be_compared_by(tmp_path: Path) -> None:
+    a, b = filling(tmp_path, "a"), filling(tmp_path, "b", vocabulary=80)
+    found = luban_api.compare(a, b, str(tmp_path / "masked.jsonl"), output=tmp_path / "two.md")
+    assert {one["value"] for one in found["differences"]["text"]["differences"].values()} == {None}
+    assert "masked models have nothing else to be compared by" in found["warnings"][0]
+    text = (tmp_path / "two.md").read_text(encoding="utf-8")
+    assert "text: there is nothing to compare by, since the two cut texts into tokens otherwise." in text
+    assert "is better by" not in text
+    luban_api.compare(a, b, str(tmp_path / "masked.jsonl"), output=tmp_path / "two.zh.md", lang="zh")
+    assert "text：没有可比较的指标，因为两者的分词方式不同。" in (tmp_path / "two.zh.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_texts_that_the_two_clean_otherwise_are_left_out(two: tuple[Path, Path, str], tmp_path: Path) -> None:

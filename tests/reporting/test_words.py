@@ -94,7 +94,7 @@ def test_every_word_that_is_asked_for_is_there() -> None:
 
 
 def test_there_is_no_other_language() -> None:
-    with pytest.raises(InputError, match="received lang 'de', but a report is written in en or zh"):
+    with pytest.raises(InputError, match="received lang 'de', but languages are en and zh"):
         Words("de")
 
 

@@ -55,7 +55,20 @@ def test_a_finding_makes_the_exit_code_one_only_if_asked(made: Path, luban: Luba
     assert json.loads((made / "out.json").read_text())["figures"]["drift.domain_auc"] > 0.9
     assert luban("audit", made / "model", drifted, "--only", "drift", "--fail-on", "high").code == 1
     sound = luban("audit", made / "model", made / "more.csv", "--only", "drift", "--fail-on", "low")
-    assert (sound.code, sound.out.strip()) == (0, "nothing found by drift")
+    assert (sound.code, sound.out.strip()) == (0, "Nothing was found by: drift.")
+
+
+def test_what_is_found_is_told_in_chinese(made: Path, luban: Luban) -> None:
+    drifted = made / "drifted.csv"
+    people(300, seed=6).with_columns((people(300, seed=6)["luck"] + 9).alias("luck")).write_csv(drifted)
+    ran = luban("audit", made / "model", drifted, "--lang", "zh", "--only", "drift", "--only", "generation")
+    assert "严重      分布漂移：“luck”已不同于模型训练时的分布" in ran.out
+    assert "未做：有害内容（该审计针对生成的文本，而该模型不生成文本）。" in ran.err
+    sound = luban("audit", made / "model", made / "more.csv", "--lang", "zh", "--only", "drift")
+    assert sound.out.strip() == "未发现问题的审计：分布漂移。"
+    wrong = luban("audit", made / "model", made / "more.csv", "--lang", "de")
+    assert wrong.code == 2
+    assert "received lang 'de', but languages are en and zh" in wrong.err
 
 
 @pytest.mark.parametrize(

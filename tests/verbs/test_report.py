@@ -71,7 +71,7 @@ def test_an_audit_is_shown(work: Path, luban: Luban) -> None:
     ("arguments", "said"),
     [
         (["nowhere"], "there is no artefact 'nowhere'"),
-        (["model", "--lang", "fr"], "received lang 'fr', but a report is written in en or zh"),
+        (["model", "--lang", "fr"], "received lang 'fr', but languages are en and zh"),
         (["model", "--format", "pdf"], "received format 'pdf', but a report is html, md or json"),
         (["model", "--split", "test"], "split chooses among the rows of DATA, and none were given"),
         (

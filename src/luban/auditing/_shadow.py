@@ -67,7 +67,8 @@ def _trained(recipe: Recipe, folder: Path, number: int) -> Predictor:
     own.data.test = None
     own.data.split = Section("splits").parse({"type": "random", "validation": 0.0, "test": 0.0})
     own.data.max_invalid = 1.0
-    own.train.callbacks = [one for one in recipe.train.callbacks if _changes(one)] if validated else []
+    callbacks = cast(list[Callback], recipe.train.callbacks) if validated else []
+    own.train.callbacks = [one for one in callbacks if one.changes]
     if not validated:
         own.train.metric, own.train.keep, own.train.evaluate_every = None, "last", None
     own.train.seed = recipe.train.seed + 1 + number
@@ -94,10 +95,3 @@ def _trained(recipe: Recipe, folder: Path, number: int) -> Predictor:
 
 def _arrow(path: Path) -> Component:
     return Section("sources").parse({"type": "arrow", "path": str(path)})
-
-
-def _changes(callback: Component) -> bool:
-    """Whether a callback may change what is trained: those that only tell somebody of it need not."""
-    own = type(callback)
-    assert issubclass(own, Callback)
-    return own.on_evaluate is not Callback.on_evaluate or own.before_update is not Callback.before_update

@@ -159,16 +159,25 @@ class Columns(Audit):
         spread = 1.96 * float(np.sqrt(sum(g * (1 - g) / n for _, g, n in (least, most))))
         row[f"missing_difference_by_{target}"] = difference
         if difference >= 0.1 and difference - spread > 0:
+            high = difference >= 0.5
+            words = {
+                "column": column,
+                "target": target,
+                "most": most[1],
+                "most_word": most[0],
+                "least": least[1],
+                "least_word": least[0],
+            }
             result.find(
-                "high" if difference >= 0.5 else "medium",
+                "high" if high else "medium",
                 say(
                     "'{column}' is empty in {most:.0%} of the rows of '{target}' {most_word}, and in {least:.0%} of those of {least_word}: its being empty tells the answer",
-                    column=column,
-                    target=target,
-                    most=most[1],
-                    most_word=most[0],
-                    least=least[1],
-                    least_word=least[0],
+                    **words,
+                )
+                if high
+                else say(
+                    "'{column}' is empty in {most:.0%} of the rows of '{target}' {most_word}, and in {least:.0%} of those of {least_word}: its being empty goes with the answer",
+                    **words,
                 ),
                 say(
                     "Find out when it is filled in. If that is after the answer is known, the gap leaks it: leave the column out."

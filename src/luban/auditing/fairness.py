@@ -341,7 +341,7 @@ class Fairness(Audit):
                 "target": rows.target,
                 "by": rows.by,
                 **_named(least, most, column),
-                "sure": _sure(metric),
+                "sure": _sure(metric, own_units=True),
             }
             result.find(
                 severity,
@@ -564,15 +564,14 @@ def _named(low: dict[str, Any], high: dict[str, Any], column: str) -> dict[str, 
     return {"low": low[column], "least": least, "high": high[column], "most": most}
 
 
-def _sure(metric: Metric) -> str:
+def _sure(metric: Metric, *, own_units: bool = False) -> str:
+    """Return a difference with its interval: of rates, or of a number in its own units, which may be of any size."""
     if metric.value is None or metric.low is None:
         return ""
-    return say(
-        " (difference {value:.3g}, 95 % interval {low:.3g} to {high:.3g})",
-        value=metric.value,
-        low=metric.low,
-        high=metric.high,
-    )
+    values = {"value": metric.value, "low": metric.low, "high": metric.high}
+    if own_units:
+        return say(" (difference {value:.3g}, 95 % interval {low:.3g} to {high:.3g})", **values)
+    return say(" (difference {value:.3f}, 95 % interval {low:.3f} to {high:.3f})", **values)
 
 
 def _half(values: Array) -> float:

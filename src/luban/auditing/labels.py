@@ -1,7 +1,7 @@
 """Labels that are probably wrong: confident learning (Northcutt, Jiang & Chuang, 2021).
 
 Which rows to look at and how bad it is are two questions. A weak second opinion contradicts many right labels, so severity does
-not go by how many rows it names, but by how often it is contradicted where it is surest.
+not go by how many rows it names, but by how many contradictions its own doubt leaves unexplained.
 """
 
 from __future__ import annotations
@@ -17,11 +17,29 @@ from luban.auditing.calibration import coverage_interval
 from luban.data.contracts import Array
 from luban.data.processors._deciding import class_shares
 from luban.registry import register
-from luban.sentences import say
+from luban.sentences import Sentence, say
 
 __all__ = ["Labels", "noise", "suspects"]
 
-_SUREST = 0.2  # share of the rows said to be of a class that stand for those about which there is no doubt
+_SHARES = (
+    0.0,
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.08,
+    0.12,
+    0.17,
+    0.24,
+    0.32,
+    0.4,
+)  # of wrong labels that are tried first
+_EXACT = 5e-4  # of such a share, and of the ends of its interval
+_FLOOR = 1e-3  # of a probability: a few neighbours or trees that agree are not surer
+_HALF_CHI_SQUARED = (
+    1.9207  # half of the 95 % quantile of chi-squared with one degree of freedom (Wilks, 1938)
+)
 
 
 @register("audits")
@@ -32,12 +50,13 @@ class Labels(Audit):
     of rows it was not trained on. How many rows of a class are rather of another is estimated from the rows on which that opinion is
     confident; so many are suspect, those first whose other class is the most probable.
 
-    Severity goes by the share of contradictions among the rows of which the opinion is surest, as at anchor points (Liu & Tao, 2016):
-    there its own errors are fewest, and what remains is the rate of wrong labels, as far as these strike easy and difficult rows alike.
+    Severity goes by the estimated share of wrong labels (see `noise`): what remains of the contradictions once the opinion's own doubt
+    is taken off, as far as wrong labels strike easy and difficult rows alike (Patrini et al., 2017). It stays low where the opinion is
+    no better than always saying the commonest class, for then it is no witness.
     """
 
     family: ClassVar[str] = "data"
-    paper: ClassVar[str] = "Northcutt, Jiang & Chuang, 2021; Liu & Tao, 2016"
+    paper: ClassVar[str] = "Northcutt, Jiang & Chuang, 2021; Patrini et al., 2017"
     guarded: ClassVar[tuple[str, ...]] = ("folds",)
 
     predictions: Literal["small", "own"] = "small"
@@ -83,11 +102,13 @@ class Labels(Audit):
             places = suspects(labels, opinion)
             names = processor.classes()
             share = len(places) / n
-            accuracy = float((opinion.argmax(1) == labels).mean())
+            agreeing = int((opinion.argmax(1) == labels).sum())
+            accuracy = agreeing / n
             result.figures[f"{target}.suspect_share"] = share
             result.figures["suspect_share"] = max(share, result.figures.get("suspect_share") or 0.0)
             result.figures[f"{target}.opinion_accuracy"] = accuracy
             wrong, low, high = noise(labels, opinion)
+            witness = coverage_interval(agreeing, n)[0] > float(np.bincount(labels).max()) / n
             result.figures[f"{target}.noise"] = wrong
             result.figures["noise"] = max(wrong, result.figures.get("noise") or 0.0)
             result.tables[target] = [
@@ -102,16 +123,8 @@ class Labels(Audit):
             ]
             if len(places):
                 result.find(
-                    self._severity(wrong, low),
-                    say(
-                        "a second opinion contradicts {noise:.1%} of the labels of '{target}' where it is surest (95 % interval {low:.1%} to {high:.1%}), so about as many may be wrong; {n:,} of {of:,} rows are worth a look",
-                        noise=wrong,
-                        target=target,
-                        low=low,
-                        high=high,
-                        n=len(places),
-                        of=n,
-                    ),
+                    self._severity(wrong, low) if witness else "low",
+                    _sentence(target, wrong, low, high, len(places), n, witness),
                     say(
                         "Look at the rows of the table, most suspicious first, and correct those that are wrong; what is measured on wrong labels is wrong too. "
                         "The opinion agrees with {accuracy:.0%} of all labels, so many of these rows may merely be difficult.",
@@ -135,29 +148,124 @@ class Labels(Audit):
         return "medium" if wrong >= self.tolerance and low >= self.tolerance / 2 else "low"
 
 
-def noise(labels: Array, opinion: Array) -> tuple[float, float, float]:
-    """Return the share of labels that an opinion contradicts where it is surest, with its 95 % interval.
+def _sentence(
+    target: str, wrong: float, low: float, high: float, suspects: int, n: int, witness: bool
+) -> Sentence:
+    """Return what was found of a target: how many labels are wrong is said only where the opinion can tell."""
+    look = (
+        say("1 of {of:,} rows is worth a look", of=n)
+        if suspects == 1
+        else say("{n:,} of {of:,} rows are worth a look", n=suspects, of=n)
+    )
+    if not witness:
+        return say(
+            "a second opinion on '{target}' is no better than always saying the commonest class, so it cannot tell how many labels are wrong; {look}",
+            target=target,
+            look=look,
+        )
+    if not wrong:
+        return say(
+            "a second opinion contradicts labels of '{target}' no more often than its own doubt explains (wrong: at most {high:.1%}, at 95 %); {look}",
+            target=target,
+            high=high,
+            look=look,
+        )
+    return say(
+        "about {noise:.1%} of the labels of '{target}' are probably wrong (95 % interval {low:.1%} to {high:.1%}): a second opinion contradicts more than its own doubt explains; {look}",
+        noise=wrong,
+        target=target,
+        low=low,
+        high=high,
+        look=look,
+    )
 
-    Of the rows said to be of each class the surest fifth counts, so that a rare class is not forgotten. It is the share of wrong labels
-    if these strike easy and difficult rows alike: an opinion that is weak elsewhere does not raise it.
+
+def noise(labels: Array, opinion: Array) -> tuple[float, float, float]:
+    """Return the share of wrong labels that explains how often an opinion is contradicted, with its 95 % interval.
+
+    A contradiction is a wrong label or a mistake of the opinion. The surer the opinion, the fewer its mistakes, while wrong labels
+    strike rows that it is sure of as often as others: that tells them apart. Both are fitted at once, by maximum likelihood. The
+    opinion, tempered (Guo et al., 2017) and drawn to the shares of the classes as far as these labels demand, gives the right label,
+    and a share of these is taken for any other class, up to 40 % (the forward model of Patrini et al., 2017, with a single rate).
+    The interval is that of the profile likelihood. Where it reaches 0, the opinion's own doubt explains all contradictions, and the
+    share is 0: of an opinion that knows nothing the interval is wide, and accuses nobody.
 
     Args:
         labels: class numbers, (n,).
         opinion: probability of each class by a model that did not see the row, (n, classes).
 
     Example:
-        >>> opinion = np.repeat([[0.99, 0.01], [0.6, 0.4]], [20, 80], axis=0)
-        >>> labels = np.repeat([0, 1, 0, 1], [19, 1, 48, 32])     # one in twenty is wrong, two in five are difficult
-        >>> round(noise(labels, opinion)[0], 3)
-        0.05
+        >>> chance = np.repeat([0.02, 0.3, 0.7, 0.98], 500)
+        >>> right = np.concatenate([np.arange(500) < 500 * one for one in (0.02, 0.3, 0.7, 0.98)]).astype(int)
+        >>> opinion = np.stack([1 - chance, chance], 1)
+        >>> noise(right, opinion)[0]
+        0.0
+        >>> wrong = np.arange(2000) % 10 == 0
+        >>> abs(noise(np.where(wrong, 1 - right, right), opinion)[0] - 0.1) < 0.02
+        True
     """
-    said, sure = opinion.argmax(1), opinion.max(1)
-    wrong = rows = 0
-    for number in np.unique(said):
-        mine = np.flatnonzero(said == number)
-        surest = mine[np.argsort(-sure[mine], kind="stable")[: max(1, round(_SUREST * len(mine)))]]
-        wrong, rows = wrong + int((labels[surest] != number).sum()), rows + len(surest)
-    return wrong / rows, *coverage_interval(wrong, rows)
+    from scipy.optimize import brentq, minimize_scalar
+
+    if opinion.shape[1] < 2:
+        return 0.0, 0.0, 0.0
+    model = _Contradiction(labels, opinion)
+    # The likelihood may have more than one top, so a grid comes first.
+    losses = np.array([model(share) for share in _SHARES])
+    best = int(losses.argmin())
+    low, high = _SHARES[max(0, best - 1)], _SHARES[min(best + 1, len(_SHARES) - 1)]
+    found = minimize_scalar(model, bounds=(low, high), method="bounded", options={"xatol": _EXACT})
+    value, least = (
+        (float(found.x), float(found.fun)) if found.fun < losses[best] else (_SHARES[best], losses[best])
+    )
+
+    def above(share: float) -> float:
+        return model(share) - least - _HALF_CHI_SQUARED
+
+    below = [share for share in _SHARES if share < value and above(share) > 0]
+    beyond = [share for share in _SHARES if share > value and above(share) > 0]
+    low = float(brentq(above, below[-1], value, xtol=_EXACT)) if below else 0.0
+    high = float(brentq(above, value, beyond[0], xtol=_EXACT)) if beyond else _SHARES[-1]
+    return (value if below else 0.0), low, high
+
+
+class _Contradiction:
+    """Minus the log-likelihood of labels, given the share of them that is wrong, under the best tempering of an opinion.
+
+    Args:
+        labels: class numbers, (n,).
+        opinion: probability of each class, (n, classes).
+    """
+
+    def __init__(self, labels: Array, opinion: Array) -> None:
+        n, classes = opinion.shape
+        self._labels, self._rows, self._others = labels, np.arange(n), classes - 1
+        self._logs = np.log(np.clip(opinion, _FLOOR, 1))  # (n, classes)
+        shares = (
+            np.bincount(labels, minlength=classes) + 1.0
+        )  # of a class that no row has, too, there is a log
+        self._prior = np.log(shares / shares.sum())  # (classes,)
+
+    def __call__(self, share: float) -> float:
+        from scipy.optimize import minimize
+
+        # It begins with the opinion as it is, and with none at all: there may be more than one top.
+        found = [
+            minimize(self._loss, start, args=(share,), jac=True, method="L-BFGS-B", bounds=[(0, 10), (-2, 2)])
+            for start in ([1.0, 0.0], [0.0, 1.0])
+        ]
+        return min(float(one.fun) for one in found)
+
+    def _loss(self, tempering: Array, share: float) -> tuple[float, Array]:
+        logits = tempering[0] * self._logs + tempering[1] * self._prior
+        logits -= logits.max(1, keepdims=True)
+        chances = np.exp(logits)
+        chances /= chances.sum(1, keepdims=True)
+        right = chances[self._rows, self._labels]
+        seen = np.maximum((1 - share) * right + share * (1 - right) / self._others, 1e-300)
+        slope = (1 - share - share / self._others) * right / seen  # of log(seen) by log(right), (n,)
+        by_opinion = self._logs[self._rows, self._labels] - (chances * self._logs).sum(1)
+        by_prior = self._prior[self._labels] - chances @ self._prior
+        return -float(np.log(seen).sum()), -np.array([slope @ by_opinion, slope @ by_prior])
 
 
 def suspects(labels: Array, opinion: Array) -> Array:

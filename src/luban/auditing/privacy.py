@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import polars as pl
 from pydantic import Field as Option
+from pydantic import field_validator
 
 from luban.auditing._base import SEED, Audit, AuditResult, Case, Scored, Severity, losses
 from luban.auditing._shadow import shadows
@@ -57,11 +58,20 @@ class Privacy(Audit):
     rows: Annotated[int, Option(ge=100)] = 5_000
     """Members looked at, and as many others, at the most."""
     references: Annotated[int, Option(ge=0)] = 0
-    """Models trained for the likelihood-ratio attack; each costs a training on half of `rows`. Below 4 they tell little."""
+    """Models trained for the likelihood-ratio attack, at least 2; each costs a training on half of `rows`. Below 4 they tell little."""
     reference: str | None = None
     """Of a language model: another one, an artefact that was not trained on these rows (such as the one that tuning began with)."""
     tolerance: Annotated[float, Option(gt=0, lt=0.5)] = 0.05
     """AUC above 0.5 from which a finding is medium; high from three times that."""
+
+    @field_validator("references")
+    @classmethod
+    def _of_whom_a_mean_is_known(cls, references: int) -> int:
+        if references == 1:
+            raise ValueError(
+                "a row is compared with models that were not trained on it, and 1 model leaves too few; take 0 (no such attack) or 2 and more"
+            )
+        return references
 
     def refusal(self, case: Case) -> str | None:
         if not case.targets and case.predictor.speaker is None:
@@ -133,7 +143,7 @@ class Privacy(Audit):
         self._tell(result, "zlib", say("its loss beside how well zlib compresses a text"), *beside)
         if self.reference is None:
             return
-        other = load(Path(self.reference))
+        other = load(Path(self.reference), device=case.predictor.device.type)
         if other.speaker is None or case.predictor.speaker is None:
             raise DataError(
                 say(
@@ -143,7 +153,11 @@ class Privacy(Audit):
             )
         column = case.predictor.speaker.column
         theirs = [
-            _texts(other, rows.rename({column: other.speaker.column}) if column in rows.columns else rows)
+            # Of all columns the text alone goes over: another one may have the name that the other model asks for.
+            _texts(
+                other,
+                rows.select(pl.col(column).alias(other.speaker.column)) if column in rows.columns else rows,
+            )
             for rows in (members, others)
         ]
         ratio = [-own.loss / their.loss for own, their in zip(sides, theirs, strict=True)]
@@ -167,7 +181,14 @@ class Privacy(Audit):
         return scores[: len(members)], scores[len(members) :]
 
     def _tell(self, result: AuditResult, name: str, how: Sentence, members: Array, others: Array) -> None:
+        looked = len(members) + len(others)
         members, others = members[np.isfinite(members)], others[np.isfinite(others)]
+        if left := looked - len(members) - len(others):
+            result.notes.append(
+                say("from {how} {n:,} of {of:,} rows could not be told", how=how, n=left, of=looked)
+            )
+        if not len(members) or not len(others):
+            return
         found = attack(members, others)
         area, rate = found["auc"], found["tpr"]
         result.figures |= {f"{name}.auc": area.value, f"{name}.tpr_at_0.1%_fpr": rate.value}
@@ -253,6 +274,8 @@ def likelihood_ratio(own: Array, references: Array, seen: Array) -> Array:
     outside = np.where(seen, np.nan, references)
     enough = (~seen).sum(0) >= 2
     mean = np.full(own.shape, np.nan)
+    if not enough.any():
+        return mean
     mean[enough] = np.nanmean(outside[:, enough], 0)
     whole = float(np.sqrt(np.nanmean((outside[:, enough] - mean[enough]) ** 2))) or 1.0
     if len(references) < _OWN_DEVIATION:

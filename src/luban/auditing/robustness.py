@@ -167,7 +167,7 @@ class Robustness(Audit):
             )
             if row["measure"] == "accuracy"
             else say(
-                "the mean error of '{target}' grows from {before:.4g} to {after:.4g}",
+                "the mean absolute error of '{target}' grows from {before:.4g} to {after:.4g}",
                 target=row["target"],
                 before=row["before"],
                 after=row["after"],
@@ -176,7 +176,7 @@ class Robustness(Audit):
         why, advice = _WORDS.get(
             name,
             (
-                say("inputs moved by an attacker who knows the model ({attack})", attack=name),
+                say("an attack that knows the model ({attack})", attack=name),
                 say(
                     "Where somebody gains by deceiving the model, train with objective adversarial, and do not give its weights away."
                 ),

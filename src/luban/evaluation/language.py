@@ -27,8 +27,10 @@ from luban.evaluation.metrics import Comparison, Measured
 from luban.language import Score
 from luban.sentences import say
 
-__all__ = ["LanguageCollector", "compare_texts"]
+__all__ = ["OF_TOKENS", "LanguageCollector", "compare_texts"]
 
+OF_TOKENS = ("loss", "perplexity")
+"""Metrics that are of a token, so that they say nothing of two models where other things were predicted."""
 _BITS = 1 / math.log(2)
 _SUMS = 3  # loss, tokens, bytes
 
@@ -118,15 +120,21 @@ def _exponential(metric: Metric) -> Metric:
 
 
 def compare_texts(
-    a: LanguageCollector, b: LanguageCollector, *, count: int = 1000, seed: int = 0
+    a: LanguageCollector,
+    b: LanguageCollector,
+    *,
+    apart: str | None = None,
+    count: int = 1000,
+    seed: int = 0,
 ) -> Comparison:
     """Compare two models on the same texts, each resample holding the same texts for both.
 
     A text that is hard for one is mostly hard for the other, so a paired interval is narrower than the two models' own
-    intervals suggest (Dror et al. 2018). Where the two cut texts into tokens otherwise, only bits per byte can be compared.
+    intervals suggest (Dror et al. 2018).
 
     Args:
         a, b: have gathered the same texts in the same order, with the same weights.
+        apart: why the tokens of the two are not the same, if they are not: loss and perplexity then get no value, and this note.
         count: resamples of the bootstrap.
         seed: of the draws.
 
@@ -148,9 +156,10 @@ def compare_texts(
         return Comparison({name: Metric(None, note=say("no token was predicted")) for name in a._names})
     values = [one._figures(whole[None]) for one, whole in ((a, whole_a), (b, whole_b))]
     draws = [one._figures(drawn) for one, drawn in ((a, drawn_a), (b, drawn_b))]
-    return Comparison(
-        {
-            name: interval(float(values[1][name][0] - values[0][name][0]), draws[1][name] - draws[0][name])
-            for name in values[0]
-        }
-    )
+    found = {
+        name: interval(float(values[1][name][0] - values[0][name][0]), draws[1][name] - draws[0][name])
+        for name in values[0]
+    }
+    if apart is not None:
+        found |= {name: Metric(None, note=apart) for name in OF_TOKENS}
+    return Comparison(found)

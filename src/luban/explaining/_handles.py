@@ -30,6 +30,7 @@ from luban.data.contracts import Spec
 from luban.data.ragged import Ragged
 from luban.explaining._case import form_of
 from luban.models._encoders import OneHot
+from luban.models._foreign import ForeignEncoder
 from luban.models._language import LanguageEncoder
 from luban.models.fasttext import NGrams
 
@@ -106,6 +107,10 @@ class Probe:
         with frozen(self.model), self.attached(batch, lambda site: site.actual) as (changed, sites):
             self.model(changed)
         found = {name for site in sites for name in site.collect(torch.zeros_like(site.actual))}
+        # Texts of one length go through together there, so that a look-up is of some rows only.
+        for part in self.model.modules():
+            if isinstance(part, ForeignEncoder) and not part.masks_padding:
+                found -= {*part.names}
         return list(dict.fromkeys(one.column for name, one in self.fields.items() if name not in found))
 
     @contextmanager

@@ -47,10 +47,12 @@ class HiddenCase(TokenCase):
     Attributes:
         hidden: the places of the text that are hidden, rising.
         which: the one of them that is asked about, from 0.
+        beyond: how many more the text hides behind the place where it is cut.
     """
 
     hidden: tuple[int, ...] = ()
     which: int = 0
+    beyond: int = 0
 
     @property
     def text(self) -> Text:
@@ -113,7 +115,8 @@ def hidden_cases(
         seed: of what is drawn.
 
     Raises:
-        DataError: if the row cannot be read, or hides no word, or the words of `text` are not as many tokens as places.
+        DataError: if the row cannot be read, or hides no word in what is left of it once it is cut, or the words of `text` are
+            unknown, or not as many tokens as places.
     """
     speaker = predictor.speaker
     assert speaker is not None
@@ -124,6 +127,13 @@ def hidden_cases(
     first = HiddenCase(predictor, rows, predictor.clean(rows), [number], column, nothing, seed=seed)
     hidden = np.flatnonzero(first.ids == speaker.text.mask_id)
     mask = speaker.text.trained.id_to_token(speaker.text.mask_id or 0)
+    texts = first.frame[column].cast(pl.String, strict=False).fill_null("").to_list()
+    whole = speaker.text.encode_whole(texts).values
+    beyond = int((whole == speaker.text.mask_id).sum()) - len(hidden)
+    if not len(hidden) and beyond:
+        raise DataError(
+            f"each {mask} of the text lies beyond max_length={speaker.text.max_length} tokens, where it is cut; shorten what stands before"
+        )
     if not len(hidden):
         raise DataError(
             f"the text has no {mask}, so no word is hidden that the model could tell; write {mask} in place of the word to explain"
@@ -136,21 +146,40 @@ def hidden_cases(
     else:
         words = _words(speaker.text, text)
         if len(words) != len(hidden):
+            cut = " ".join(str(speaker.text.trained.id_to_token(word)) for word in words)
+            left = f" in its first {speaker.text.max_length} tokens" if beyond else ""
             raise DataError(
-                f"--target-text {text!r} is {len(words)} tokens and the text has {mask} {len(hidden)} times; each hides one token, so "
-                "name as many"
+                f"--target-text {text!r} is {_counted(len(words), 'token')}{f' ({cut})' if words else ''}, and the text hides "
+                f"{_counted(len(hidden), 'word')}{left}; give one token for each {mask}"
             )
     places = tuple(hidden.tolist())
     return [
-        replace(first, chosen=np.asarray([word], dtype=np.int64), hidden=places, which=i)
+        replace(first, chosen=np.asarray([word], dtype=np.int64), hidden=places, which=i, beyond=beyond)
         for i, word in enumerate(words)
     ]
 
 
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def _words(text: Text, asked: str) -> list[int]:
-    """Return the tokens of words; what is a token as it stands (``##ing``) is that."""
+    """Return the tokens of words; what is a token as it stands (``##ing``) is that.
+
+    Raises:
+        DataError: if a word is unknown, and not the unknown token itself.
+    """
     known = text.trained.token_to_id(asked)
-    ids: list[int] = text.trained.encode(asked, add_special_tokens=False).ids if known is None else [known]
+    if known is not None:
+        return [known]
+    found = text.trained.encode(asked, add_special_tokens=False)
+    for token, (start, end) in zip(found.ids, found.offsets, strict=True):
+        word = asked[start:end].strip()
+        if token == text.unk_id and word != text.trained.id_to_token(token):
+            raise DataError(
+                f"the tokenizer does not know {word!r} of --target-text, so the model has no probability for it; give a word of its vocabulary"
+            )
+    ids: list[int] = found.ids
     return ids
 
 
@@ -181,4 +210,9 @@ def explain_hidden(
     one = together(first, each, output, " ".join(words))
     if len(words) > 1:
         one.notes.append("each hidden word is explained with the others hidden")
+    if first.beyond:
+        one.notes.append(
+            f"{first.beyond} of {first.beyond + len(words)} hidden words lie beyond max_length={first.text.max_length} tokens, where the text "
+            "is cut, and are not explained"
+        )
     return one

@@ -23,8 +23,8 @@ from luban.explaining._gradients import costs, parts_of, runs
 from luban.explaining._tokens import TokenCase
 from luban.models._attention import Plan
 from luban.models._core import Attention, Block, Core
+from luban.models._foreign import ForeignEncoder
 from luban.models._language import LanguageEncoder
-from luban.models.huggingface import ForeignEncoder
 from luban.models.seq2seq import Seq2SeqEncoder
 from luban.registry import register
 from luban.sentences import say
@@ -72,6 +72,9 @@ class AttentionRollout(Explainer):
         if silent:
             kind = getattr(silent[0].model.config, "model_type", "unknown")
             return f"transformers gives no attention of each token to each for the architecture '{kind}'"
+        apart = [one for one in readers if isinstance(one, ForeignEncoder) and not one.masks_padding]
+        if apart:
+            return f"the architecture '{apart[0].architecture}' sees padding, so its texts go through by their lengths, and attention is told of whole batches"
         return None
 
     def explain(self, case: Case) -> list[Explanation]:

@@ -26,6 +26,7 @@ from luban.reporting._figures import SHOWN, better, distance, headline, interval
 from luban.reporting._quality import against, targets_of, titled
 from luban.reporting._sections import progress, size_of
 from luban.reporting._words import Words, number, percent
+from luban.sentences import say
 
 __all__ = ["page_of_two"]
 
@@ -40,7 +41,7 @@ def page_of_two(a: dict[str, Any], b: dict[str, Any], compared: dict[str, Any], 
     Args:
         a, b: what `gather` returned of each.
         compared: what `luban compare` returned: ``targets`` that both predict, ``a`` and ``b`` (size, speed), ``differences`` (b minus
-            a, paired) where both scored the same rows, ``same_rows``.
+            a, paired) where both scored the same rows, ``same_rows``, ``incomparable`` (metric → why).
         language: ``en`` or ``zh``.
     """
     words = Words(language)
@@ -82,13 +83,23 @@ def _metrics(one: dict[str, Any], target: str) -> dict[str, Any]:
     return of_target(one["measured"].get("metrics", {}), target)
 
 
+def _first(compared: dict[str, Any], target: str, task: str, metrics: dict[str, Any]) -> str | None:
+    """Return the metric by which the two are compared first; None where none says anything of them beside each other."""
+    apart = compared["incomparable"]
+    return headline(task, {name: one for name, one in metrics.items() if f"{target}.{name}" not in apart})
+
+
 def _verdict(
     a: dict[str, Any], b: dict[str, Any], compared: dict[str, Any], names: list[str], words: Words
 ) -> list[str]:
     sentences = []
     for target, task in _targets(a, compared).items():
         own = [_metrics(one, target) for one in (a, b)]
-        name = headline(task, own[0])
+        name = _first(compared, target, task, own[0])
+        if name is None and (told := headline(task, own[0])) is not None:
+            why = compared["incomparable"][f"{target}.{told}"]
+            nothing = say("{target}: there is nothing to compare by, since {why}.", target=target, why=why)
+            sentences.append(words.sentence(nothing))
         if name is None or own[1].get(name, {}).get("value") is None:
             continue
         values = [value(name, one[name]["value"]) for one in own]
@@ -123,7 +134,7 @@ def _figures(
     for one, name in zip((a, b), names, strict=True):
         for target, task in list(_targets(a, compared).items())[:1]:
             metrics = _metrics(one, target)
-            key = headline(task, metrics)
+            key = _first(compared, target, task, metrics)
             if key is not None:
                 label = f"{name} · {words(f'metric.{key}')}"
                 shown.append((label, value(key, metrics[key]["value"]), interval(words, key, metrics[key])))
@@ -182,7 +193,7 @@ def _baselines(
     for target, task in _targets(a, compared).items():
         both = [one["baselines"].get(target, {}) for one in (a, b)]
         own: list[Block] = []
-        name = headline(task, _metrics(a, target))
+        name = _first(compared, target, task, _metrics(a, target))
         if name is not None and any("each" in one or "xz" in one for one in both):
             own.append(_simple(words, name, [_metrics(one, target) for one in (a, b)], both, names))
         for found, who in zip(both, names, strict=True):
@@ -430,7 +441,7 @@ def _slices(
     columns = [c for c in a["measured"].get("slices", {}) if c in b["measured"].get("slices", {})]
     for column in columns:
         for target, task in _targets(a, compared).items():
-            name = headline(task, _metrics(a, target))
+            name = _first(compared, target, task, _metrics(a, target))
             if name is None:
                 continue
             rows: list[Whisker] = []

@@ -204,7 +204,8 @@ def progress(datas: list[dict[str, Any]], words: Words, names: list[str] | None 
     title, text = words("chart.loss"), words("read.loss_best" if best else "read.loss")
     svg = curves(lines, words("axis.update"), words("axis.loss"), title=title, text=text, at=best)
     legend = [(name, colour) for name, colour, _ in lines]
-    charts.append(Chart(svg, title, text, _at_updates(words, title, lines), legend))
+    looked = {one["step"] for data in datas for one in data["history"] if one.get("loss") is not None}
+    charts.append(Chart(svg, title, text, _at_updates(words, title, lines, looked), legend))
     for target, task in targets_of(datas[0]).items():
         key = headline(
             task, {n.removeprefix(f"{target}."): {"value": 1} for one in datas[0]["history"] for n in one}
@@ -223,34 +224,58 @@ def progress(datas: list[dict[str, Any]], words: Words, names: list[str] | None 
             )
             for data, name, colour in zip(datas, names or [target], "ab", strict=False)
         ]
+        found = [line for line in found if line[2]]
+        if not found:
+            continue
         title, text = (
             words("chart.metric", metric=words(f"metric.{key}"), target=target),
             words("read.metric"),
         )
         svg = curves(found, words("axis.update"), words(f"metric.{key}"), title=title, text=text, at=best)
         legend = [(n, c) for n, c, _ in found] if several else []
-        charts.append(Chart(svg, title, text, _at_updates(words, title, found), legend))
+        looked = {step for _, _, points in found for step, _ in points}
+        charts.append(Chart(svg, title, text, _at_updates(words, title, found, looked), legend))
     return Section("training", words("title.training"), words("lead.training"), [Grid(charts)])
 
 
-def _at_updates(words: Words, title: str, lines: list[tuple[str, str, list[tuple[float, float]]]]) -> Table:
-    """Return the numbers behind lines at some updates: of each line the latest up to there, nothing beyond its end.
+def _at_updates(
+    words: Words, title: str, lines: list[tuple[str, str, list[tuple[float, float]]]], looked: set[float]
+) -> Table:
+    """Return the numbers behind lines at some updates: of each line the latest since the row above, so that none stands there twice.
 
-    The updates are those of the shortest line, some evenly among them: validation rows are looked at less often than the loss is
-    reported, and at each look both are known.
+    Args:
+        words: of the reader's language.
+        title: of the picture.
+        lines: name, colour and points of each, at least one.
+        looked: updates after which validation rows were looked at. Each is a row, or some evenly among them where they are too
+            many; with as many updates of all, evenly among these, as there is room for.
     """
-    known = [points for _, _, points in lines if points]
-    steps = sorted({x for x, _ in min(known, key=len)} | {points[-1][0] for points in known})
-    chosen = [steps[round(i * (len(steps) - 1) / (_LINES - 1))] for i in range(_LINES)]
-    rows = []
-    for step in steps if len(steps) <= _LINES else dict.fromkeys(chosen):
+    steps = sorted({step for _, _, points in lines for step, _ in points})
+    kept = {*_evenly(sorted(looked), _LINES)}
+    fits = (kept.union(_evenly(steps, n)) for n in range(_LINES, -1, -1))
+    rows, above = [], float("-inf")
+    for step in sorted(next(one for one in fits if len(one) <= _LINES)):
         cells = [Cell(number(step))]
         for _, _, points in lines:
-            latest = [y for x, y in points if x <= step]
-            cells.append(Cell(number(latest[-1]) if latest and step <= points[-1][0] else "–"))
+            since = [y for x, y in points if above < x <= step]
+            cells.append(Cell(number(since[-1] if since else None)))
         rows.append(cells)
+        above = step
     head = [words("axis.update"), *[name for name, _, _ in lines]]
     return Table(head, rows, [True] * len(head), words("caption.points", what=title), fold=True)
+
+
+def _evenly(steps: list[float], count: int) -> list[float]:
+    """Return at most so many of some steps, evenly among them; the last one is always there, if any is.
+
+    Example:
+        >>> _evenly([1, 2, 3, 4, 5, 6], 3), _evenly([1, 2, 3], 1), _evenly([1, 2], 3)
+        ([1, 4, 6], [3], [1, 2])
+    """
+    if len(steps) <= count:
+        return steps
+    last = len(steps) - 1
+    return [steps[last - (count - 1 - i) * last // max(1, count - 1)] for i in range(count)]
 
 
 # --- data, cost, lineage ----------------------------------------------------------------------------------

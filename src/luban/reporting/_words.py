@@ -36,9 +36,7 @@ class Words:
 
     def __init__(self, language: str) -> None:
         if language not in LANGUAGES:
-            raise InputError(
-                f"received lang '{language}', but a report is written in {' or '.join(LANGUAGES)}"
-            )
+            raise InputError(f"received lang '{language}', but languages are {' and '.join(LANGUAGES)}")
         self.language = language
 
     def __call__(self, key: str, **values: Any) -> str:

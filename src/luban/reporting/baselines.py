@@ -87,7 +87,8 @@ def baselines_of(
     Returns:
         ``rows``, ``train_rows``, ``of`` (training rows there are), ``metrics`` of the model on these rows, and ``each``: name,
         metrics, differences (model minus baseline, with paired intervals), seconds; ``threshold``, from which a yes is said;
-        ``decided``: ``steps`` that were fitted anew, on how many ``rows`` (0 if they could not be), None where there are none;
+        ``decided``: ``steps`` that were fitted anew, on how many ``rows`` (0 if they could not be for one of the baselines, and then
+        are for none), None where there are none;
         ``cut``: text column → its characters that were read of a row at the most; or why there is no baseline.
     """
     processor = pipeline.targets[target]
@@ -105,6 +106,9 @@ def baselines_of(
     cut = _cuts(pipeline, train.rows, asked)
     found: list[dict[str, Any]] = []
     refused: dict[str, Any] | None = None
+    made: dict[
+        str, tuple[Array, float]
+    ] = {}  # what each says of all rows it is asked about, after how many seconds
     for name in ("constant", *_learner(pipeline, task, processor)):
         started = time.perf_counter()
         if name in ("many_labels", "many_classes"):
@@ -114,11 +118,19 @@ def baselines_of(
             said = _constant(task, known, len(processor.classes()), len(asked), heavy)
         else:
             said = _learnt(name, pipeline, task, processor, train.rows, asked, known, heavy, seed, cut)
-        if deciding is not None:
-            decided = _decided(processor, target, steps, said, test, deciding)
-            said, deciding = (said, None) if decided is None else (decided, deciding)
-        said = said[: len(test)]
-        seconds = time.perf_counter() - started
+        made[name] = said, time.perf_counter() - started
+    decided: dict[str, Array] = {}
+    if deciding is not None:
+        for name, (said, seconds) in made.items():
+            started = time.perf_counter()
+            one = _decided(processor, target, steps, said, test, deciding)
+            if one is None:  # then nothing is decided for any, else these would not be alike
+                decided, deciding = {}, None
+                break
+            decided[name] = one
+            made[name] = said, seconds + time.perf_counter() - started
+    for name, (said, seconds) in made.items():
+        said = decided.get(name, said[: len(test)])
         own = measure(task, truth, said, weights, threshold=threshold, details=False, **options)
         compared = compare_paired(task, truth, said, scores, weights, threshold=threshold, **options)
         found.append(

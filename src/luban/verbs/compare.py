@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -18,9 +19,10 @@ from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.contracts import Array
 from luban.errors import ArtefactError, DataError
-from luban.evaluation.language import LanguageCollector, compare_texts
+from luban.evaluation.language import OF_TOKENS, LanguageCollector, compare_texts
 from luban.evaluation.metrics import Task, compare_paired
 from luban.evaluation.run import threshold_of
+from luban.objectives.masked_lm import MaskedLM
 from luban.predict import Predictor, of_artefact
 from luban.reporting._comparing import page_of_two
 from luban.reporting._words import Words
@@ -38,6 +40,7 @@ _TIMED_ROWS = 256
 _TIMED_TEXTS = 32  # measured by a language model
 _TIMED_WRITTEN = 4  # written, a token after the other
 _RUNS = 5
+_NO_MASKING = {"type", "column", "weight"}  # options of masked_lm that do not decide which tokens are hidden
 
 _Read = Callable[[list[str]], Iterator[pl.DataFrame]]
 
@@ -59,7 +62,8 @@ def compare(
     With `data`, both score the same rows and the differences get a paired bootstrap interval (and, for classes, McNemar's
     test): far sharper than two separate intervals. Without it, what each artefact recorded is shown, and said to be of
     different rows where it is. Language models are compared by what they pay for the same texts; where they cut these into tokens
-    otherwise, only bits per byte can be compared, and that is said.
+    otherwise, only bits per byte can be compared, and that is said. Masked ones that hide tokens otherwise are both asked for those
+    that the first hides.
 
     Args:
         a, b: artefacts.
@@ -72,9 +76,10 @@ def compare(
         console: who is told what is being done.
 
     Returns:
-        ``a`` and ``b`` (parameters, size, speed, metrics), ``targets`` that both predict (or the text that both read), ``warnings``
-        and, with data, ``rows`` that were scored, ``skipped`` (rows that were not, by reason), ``differences`` (b minus a) and
-        ``weighted``: whether these are, as the recipes' ``data.weight`` says; McNemar's test counts rows, each once.
+        ``a`` and ``b`` (parameters, size, speed, metrics), ``targets`` that both predict (or the text that both read), ``warnings``,
+        ``incomparable`` (metric → why it says nothing of the two beside each other) and, with data, ``rows`` that were scored,
+        ``skipped`` (rows that were not, by reason), ``differences`` (b minus a) and ``weighted``: whether these are, as the recipes'
+        ``data.weight`` says; McNemar's test counts rows, each once.
 
     Raises:
         ArtefactError: if the two predict different things.
@@ -90,8 +95,19 @@ def compare(
         _side(name, artefact, predictor)
         for name, artefact, predictor in zip(names, artefacts, predictors, strict=True)
     ]
+    apart = _apart(predictors, shared, data)
     warnings = _warnings(names, artefacts, predictors, shared, data)
-    result: dict[str, Any] = {"a": sides[0], "b": sides[1], "targets": shared.columns, "warnings": warnings}
+    if data is not None and apart is None:
+        predictors = _hiding_alike(predictors, shared)
+    result: dict[str, Any] = {
+        "a": sides[0],
+        "b": sides[1],
+        "targets": shared.columns,
+        "warnings": warnings,
+        "incomparable": {}
+        if apart is None
+        else {f"{text}.{name}": apart for text in shared.texts for name in OF_TOKENS},
+    }
     console = console or Console()
     for warning in warnings:
         console.say(f"careful: {warning}")
@@ -110,7 +126,7 @@ def compare(
         if first is None:
             raise DataError("there is no row to compare on")
         scored = _both(predictors, chain([first], chunks), shared, weighted)
-        result |= scored.result(predictors, shared)
+        result |= scored.result(predictors, shared, apart)
         if scored.skipped[_OTHERWISE]:
             warnings.append(
                 say(
@@ -144,8 +160,13 @@ class _Shared:
     spoken: str | None = None
 
     @property
+    def texts(self) -> list[str]:
+        """Columns whose tokens both predict."""
+        return [*self.written, *([self.spoken] if self.spoken is not None else [])]
+
+    @property
     def columns(self) -> list[str]:
-        return [*self.scored, *self.written, *([self.spoken] if self.spoken is not None else [])]
+        return [*self.scored, *self.texts]
 
 
 def _shared(names: tuple[str, str], predictors: list[Predictor]) -> _Shared:
@@ -208,7 +229,7 @@ def _warnings(
 ) -> list[str]:
     a, b = names
     found: list[str] = []
-    if len({_tokenizer(one, shared) for one in predictors}) > 1:
+    if _tokens_differ(predictors, shared):
         found.append(
             say(
                 "'{a}' and '{b}' cut texts into tokens otherwise, so their loss and perplexity, which are of a token, cannot be compared; bits per byte can",
@@ -217,9 +238,27 @@ def _warnings(
             )
             if _causal(predictors[0], shared)
             else say(
-                "'{a}' and '{b}' cut texts into tokens otherwise, so their loss and perplexity, which are of a token, cannot be compared",
+                "'{a}' and '{b}' cut texts into tokens otherwise, so their loss and perplexity, which are of a token, cannot be compared, and masked models have nothing else to be compared by",
                 a=a,
                 b=b,
+            )
+        )
+    elif maskings := _maskings(predictors, shared):
+        found.append(
+            say(
+                "'{a}' and '{b}' hide tokens otherwise ({masking_a}; {masking_b}), so what was recorded of each is of other tokens and cannot be compared; give DATA to ask both for the same",
+                a=a,
+                b=b,
+                masking_a=maskings[0],
+                masking_b=maskings[1],
+            )
+            if data is None
+            else say(
+                "'{a}' and '{b}' hide tokens otherwise ({masking_a}; {masking_b}), so both are asked for those that the first hides",
+                a=a,
+                b=b,
+                masking_a=maskings[0],
+                masking_b=maskings[1],
             )
         )
     if data is None:
@@ -258,6 +297,45 @@ def _tokenizer(predictor: Predictor, shared: _Shared) -> str:
     return ""
 
 
+def _tokens_differ(predictors: list[Predictor], shared: _Shared) -> bool:
+    return len({_tokenizer(one, shared) for one in predictors}) > 1
+
+
+def _apart(predictors: list[Predictor], shared: _Shared, data: str | None) -> str | None:
+    """Return why the two predict other tokens of the same texts; None where they predict the same."""
+    if _tokens_differ(predictors, shared):
+        return say("the two cut texts into tokens otherwise")
+    if data is None and _maskings(predictors, shared):
+        return say("the two were asked for other tokens")
+    return None
+
+
+def _masked(predictor: Predictor) -> MaskedLM:
+    assert predictor.speaker is not None
+    objective = predictor.speaker.objective
+    assert isinstance(objective, MaskedLM)
+    return objective
+
+
+def _maskings(predictors: list[Predictor], shared: _Shared) -> list[str]:
+    """Return the options by which the two hide other tokens of the same text, of each as a recipe has them; nothing where they do not."""
+    if _causal(predictors[0], shared):
+        return []
+    one, other = (_masked(predictor).model_dump(exclude=_NO_MASKING) for predictor in predictors)
+    differing = [name for name in one if one[name] != other[name]]
+    said = [", ".join(f"{name} {json.dumps(own[name])}" for name in differing) for own in (one, other)]
+    return said if differing else []
+
+
+def _hiding_alike(predictors: list[Predictor], shared: _Shared) -> list[Predictor]:
+    """Return both, hiding what the first hides, in windows as long as the shorter of both; as they are where they do so already."""
+    if not _maskings(predictors, shared):
+        return predictors
+    lengths = [length for one in predictors if (length := _masked(one).length) is not None]
+    common = _masked(predictors[0]).model_copy(update={"length": min(lengths)})
+    return [replace(one, objective=common) for one in predictors]
+
+
 def _causal(predictor: Predictor, shared: _Shared) -> bool:
     return shared.spoken is None or (predictor.speaker is not None and predictor.speaker.causal)
 
@@ -292,8 +370,13 @@ class _Scored:
     rows: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def result(self, predictors: list[Predictor], shared: _Shared) -> dict[str, Any]:
+    def result(self, predictors: list[Predictor], shared: _Shared, apart: str | None) -> dict[str, Any]:
         """Return the differences, and of how many rows they are.
+
+        Args:
+            predictors: both.
+            shared: what they have in common.
+            apart: why they predict other tokens of the same texts, if they do.
 
         Raises:
             DataError: if there is no row that counts.
@@ -320,7 +403,7 @@ class _Scored:
             )
             differences[name] = asdict(compared)
         for name in self.texts[0]:
-            differences[name] = asdict(compare_texts(self.texts[0][name], self.texts[1][name]))
+            differences[name] = asdict(compare_texts(self.texts[0][name], self.texts[1][name], apart=apart))
         return {
             "rows": self.rows,
             "skipped": {why: n for why, n in self.skipped.items() if n},
@@ -334,11 +417,10 @@ def _both(
 ) -> _Scored:
     """Score the same rows with both: those that both can read and that mean the same to both once each has cleaned them."""
     causal = _causal(predictors[0], shared)
-    texts = [*shared.written, *([shared.spoken] if shared.spoken is not None else [])]
     found = _Scored(
         {name: [] for name in shared.scored},
         [{name: [] for name in shared.scored} for _ in predictors],
-        [{name: LanguageCollector(causal) for name in texts} for _ in predictors],
+        [{name: LanguageCollector(causal) for name in shared.texts} for _ in predictors],
     )
     for chunk in chunks:
         for name in (*shared.scored, *shared.written):
@@ -408,7 +490,7 @@ def _alike(predictors: list[Predictor], cleaned: list[pl.DataFrame], shared: _Sh
         else:
             same = one == other
         alike &= same if same.ndim == 1 else same.all(1)
-    for name in shared.columns[len(shared.scored) :]:
+    for name in shared.texts:
         cells = zip(*(own[name].to_list() for own in cleaned), strict=True)
         alike &= np.array([x == y for x, y in cells], dtype=bool)
     return alike

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -15,6 +15,10 @@ __all__ = ["Callback"]
 
 class Callback(Component):
     """Something that watches a run. Each hook does nothing by default; `state` makes it survive a restart."""
+
+    changes: ClassVar[bool] = False
+    """Whether it may change what is trained, or end the run. One that only tells somebody of a run is left out where models are
+    trained beside the user's own, as the reference models of `luban audit` are: a run that nobody asked for is nobody's to track."""
 
     def require(self) -> None:
         """Check, before anything else is done, that what it needs is there.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field as Option
 from pydantic import PrivateAttr
@@ -22,6 +22,8 @@ class EarlyStopping(Callback):
     The metric is the recipe's `train.metric`. Converged means that the validation loss moved by less than `converged`, as a
     share of itself, over `patience` looks (Prechelt, 1998, 'Early stopping - but when?').
     """
+
+    changes: ClassVar[bool] = True
 
     patience: Annotated[int, Option(ge=1)] = 3
     """Looks at the validation rows without progress before the run ends."""

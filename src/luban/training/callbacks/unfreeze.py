@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field as Option
 from pydantic import PrivateAttr
@@ -27,6 +27,8 @@ class Unfreeze(Callback):
 
     What is trained follows from how far the run is, so that a resumed run needs no memory of it.
     """
+
+    changes: ClassVar[bool] = True
 
     every: Annotated[int, Option(gt=0)] = 1
     """Epochs (or updates) between two unfreezings."""
