@@ -8,8 +8,8 @@ the text, at the vectors of the words. Two sides work in turn, each in a process
 the same 1,000 texts:
 
 luban      `luban.verbs.explain.explain_rows`: cleaning, tokens, prediction, gradients, scores at both ends, places in the text
-captum     `LayerIntegratedGradients`, one text at a time with its 32 steps in one batch, as captum's own guide to BERT does, on
-           the model that `luban export --format hf` wrote; tokens and prediction as usual, and no places
+captum     `LayerIntegratedGradients`, one text at a time with its 32 steps in one batch and its check of completeness, as captum's
+           own guide to BERT does, on the model that `luban export --format hf` wrote; tokens and prediction as usual, and no places
 
 Attributions of both sides are compared, text by text.
 """

@@ -21,20 +21,8 @@ from luban.sentences import Sentence, say
 
 __all__ = ["Labels", "noise", "suspects"]
 
-_SHARES = (
-    0.0,
-    0.005,
-    0.01,
-    0.02,
-    0.03,
-    0.05,
-    0.08,
-    0.12,
-    0.17,
-    0.24,
-    0.32,
-    0.4,
-)  # of wrong labels that are tried first
+# Shares of wrong labels that are tried first.
+_SHARES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.24, 0.32, 0.4)
 _EXACT = 5e-4  # of such a share, and of the ends of its interval
 _FLOOR = 1e-3  # of a probability: a few neighbours or trees that agree are not surer
 _HALF_CHI_SQUARED = (
@@ -240,9 +228,8 @@ class _Contradiction:
         n, classes = opinion.shape
         self._labels, self._rows, self._others = labels, np.arange(n), classes - 1
         self._logs = np.log(np.clip(opinion, _FLOOR, 1))  # (n, classes)
-        shares = (
-            np.bincount(labels, minlength=classes) + 1.0
-        )  # of a class that no row has, too, there is a log
+        # One more of each class, so that there is a logarithm of one that no row has.
+        shares = np.bincount(labels, minlength=classes) + 1.0
         self._prior = np.log(shares / shares.sum())  # (classes,)
 
     def __call__(self, share: float) -> float:

@@ -2,8 +2,8 @@
 
 ::
 
-    rows     a b c | d e                     two texts
-    batch    a b c | d e | a b c | d e | ...  as many times as there are steps: no step waits for another, and nothing is padded
+    rows     a b c | d e                      two texts
+    batch    d e | d e | ... | a b c | a b c   each as many times as there are steps: no step waits for another, and nothing is padded
 
 What of a row a path changes is said by a `Change`; see `luban.explaining._handles`.
 """

@@ -106,9 +106,8 @@ def baselines_of(
     cut = _cuts(pipeline, train.rows, asked)
     found: list[dict[str, Any]] = []
     refused: dict[str, Any] | None = None
-    made: dict[
-        str, tuple[Array, float]
-    ] = {}  # what each says of all rows it is asked about, after how many seconds
+    # What each says of all rows it is asked about, after how many seconds.
+    made: dict[str, tuple[Array, float]] = {}
     for name in ("constant", *_learner(pipeline, task, processor)):
         started = time.perf_counter()
         if name in ("many_labels", "many_classes"):
@@ -393,9 +392,8 @@ def longest_of(lengths: npt.NDArray[Any], room: int) -> int | None:
         return None
     ordered = np.sort(lengths.astype(np.int64))
     shorter = np.cumsum(ordered) - ordered
-    share = (room - shorter) // np.arange(
-        len(ordered), 0, -1
-    )  # what is left to each, once shorter ones are whole
+    # What is left to each, once shorter ones are whole.
+    share = (room - shorter) // np.arange(len(ordered), 0, -1)
     return max(0, int(share[np.argmax(share < ordered)]))
 
 

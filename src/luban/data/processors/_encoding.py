@@ -105,9 +105,8 @@ class Encoder:
             values, offsets = self._quick(texts, self._cutter)
             way = NATIVE.library() is not None
             if way not in self._verified:
-                if (
-                    self._verified
-                ):  # the library was built meanwhile: what it makes of these texts has not been seen
+                if self._verified:
+                    # The native library was built meanwhile: what it makes of these texts has not been seen.
                     self._memory.forget()
                     values, offsets = self._quick(texts, self._cutter)
                 self._verify(texts, values, offsets, way)
