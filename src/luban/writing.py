@@ -20,8 +20,7 @@ from luban.generation.engine import Generated, generate
 from luban.generation.options import Generation
 from luban.generation.reader import Piece
 from luban.language import Score
-from luban.models._language import encoder_of
-from luban.models.seq2seq import Seq2SeqEncoder
+from luban.models._decoding import pair_of
 
 __all__ = ["Writer", "writer_of"]
 
@@ -38,9 +37,7 @@ class Writer:
 
     def __init__(self, module: nn.Module, pipeline: Pipeline, spec: Spec, device: torch.device) -> None:
         self.module, self.spec, self.device = module, spec, device
-        encoder = encoder_of(module)
-        assert isinstance(encoder, Seq2SeqEncoder)
-        self.encoder = encoder
+        self.encoder = encoder = pair_of(module)
         ((self.column, text),) = pipeline.written.items()
         assert isinstance(text, Text)
         self.text = text
@@ -49,8 +46,8 @@ class Writer:
 
     def options(self) -> Generation:
         """Return how a text is written if nothing else is asked for: greedily, as long as training knew texts to be."""
-        limits = (self.text.max_length, self.encoder.options.max_positions)
-        return Generation(max_tokens=min(limit for limit in limits if limit is not None))
+        limits = [limit for limit in (self.text.max_length, self.encoder.limit) if limit is not None]
+        return Generation(max_tokens=min(limits)) if limits else Generation()
 
     def predict(
         self,

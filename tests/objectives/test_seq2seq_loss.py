@@ -15,7 +15,7 @@ from luban.data.ragged import Ragged
 from luban.errors import RecipeError
 from luban.models import _core
 from luban.models._core import Projection
-from luban.models.seq2seq import shifted
+from luban.models._decoding import shifted
 from luban.objectives._base import TargetFacts
 from luban.objectives.seq2seq import Seq2Seq
 from luban.recipe import Section

@@ -124,8 +124,6 @@ class Family(Model):
 
     made_for: ClassVar[str] = ""
     """What the family reads, for messages (``images``); empty if it is made for anything."""
-    WRITES: ClassVar[bool] = False
-    """Whether a target may be a text, which the family writes."""
     HEAD_BIAS: ClassVar[bool] = True
     """Whether the heads have a bias."""
 
@@ -156,6 +154,11 @@ class Family(Model):
             if not isinstance(other, Family):
                 raise ValueError(f"encoders.{column}: type '{other.type}' cannot read a single column")
         return self
+
+    @property
+    def writes(self) -> bool:
+        """Whether a target may be a text, which the family writes."""
+        return False
 
     def complete(self, data: Data) -> list[str]:
         """Let the families of single columns fill in what they need; see `Model.complete`."""
@@ -217,16 +220,16 @@ class Family(Model):
             if field.role == "target" and field.output is not None
         }
         for field in spec.fields.values():
-            if field.role == "target" and is_sequence(field) and field.kind != TOKENS and not self.WRITES:
+            if field.role == "target" and is_sequence(field) and field.kind != TOKENS and not self.writes:
                 raise RecipeError(
-                    f"model type '{self.type}' writes no text, and target '{field.column}' is a {field.kind}; take type 'seq2seq'"
+                    f"model type '{self.type}' writes no text, and target '{field.column}' is a {field.kind}; take type 'seq2seq', or 'huggingface' with task seq2seq"
                 )
             if field.role == "target" and field.kind == TOKENS:
                 reader = encoders.get(module_key(field.column))
                 if reader is None or not reader.speaks:
                     raise RecipeError(
                         f"model type '{self.type}' cannot put out the tokens of '{field.column}'; "
-                        "take a language model: bert, gpt2, llama, qwen2, qwen3 or smollm"
+                        "take a language model: bert, gpt2, llama, qwen2, qwen3, smollm, or huggingface with task causal_lm or masked_lm"
                     )
                 reader.add_vocabulary()
         for part in (trunk, *(head for _, head in heads.values())):

@@ -15,11 +15,10 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field as Option
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -30,17 +29,16 @@ from luban.data.ragged import Ragged
 from luban.errors import RecipeError
 from luban.models._cache import Cache
 from luban.models._core import Core, Projection, Shape, Vocabulary
-from luban.models._decoding import Decoding
+from luban.models._decoding import Decoding, PairModel, pair_of, shifted
 from luban.models._encoders import Encoder, is_sequence, read_ragged
-from luban.models._language import Language, LanguageEncoder, encoder_of
+from luban.models._language import Language, LanguageEncoder
 from luban.models._layers import Activation, Count, Positive, pooled
 from luban.models._network import Network
+from luban.models._pair import Token, new_tokenizer, texts_of, written_of
 from luban.recipe import Data
 from luban.registry import register
 
-__all__ = ["Seq2Seq", "Seq2SeqEncoder", "shifted"]
-
-Token = Annotated[int, Option(ge=0)]
+__all__ = ["Seq2Seq", "Seq2SeqEncoder"]
 
 
 @register("models")
@@ -60,10 +58,7 @@ class Seq2Seq(Language):
         "medium": {"layers": 6, "hidden_size": 512, "heads": 8},
         "large": {"layers": 6, "hidden_size": 1024, "heads": 16},
     }
-    TEXT: ClassVar = {"tokens": "bpe", "lowercase": False, "end": True}
     FREE: ClassVar = Language.FREE | {"start", "forced_first", "forced_last"}
-    WRITES: ClassVar = True
-
     decoder_layers: Count | None = None
     """Blocks of the decoder; as many as `layers` if left out."""
     norm: Literal["pre", "post"] = "pre"
@@ -120,6 +115,11 @@ class Seq2Seq(Language):
         return self
 
     @property
+    def writes(self) -> bool:
+        """A text column among the targets."""
+        return True
+
+    @property
     def scaled(self) -> bool:
         """Whether token vectors are multiplied by the root of the width."""
         return self.positions == "sinusoidal" if self.scale_embedding is None else self.scale_embedding
@@ -155,7 +155,7 @@ class Seq2Seq(Language):
 
     def complete(self, data: Data) -> list[str]:
         """Give both texts the tokenizer and the options that this model needs, where the recipe leaves them out."""
-        source, target = self._texts(data)
+        source, target = texts_of(self, data)
         said = []
         for column, columns in ((source, data.inputs), (target, data.targets)):
             text = columns[column]
@@ -183,24 +183,6 @@ class Seq2Seq(Language):
             )
         return said
 
-    def _texts(self, data: Data) -> tuple[str, str]:
-        """Return the column that is read and the one that is written."""
-        found = []
-        for what, columns in (("reads", data.inputs), ("writes", data.targets)):
-            texts = [c for c, p in columns.items() if isinstance(p, Text) and c not in self.encoders]
-            if len(texts) != 1:
-                where = "data.inputs" if what == "reads" else "data.targets"
-                raise RecipeError(
-                    f"model type '{self.type}' {what} one text column, and {where} has {len(texts)}"
-                    + (
-                        f" ({', '.join(texts)})"
-                        if texts
-                        else "; write '{zh: text}' there, with the name of your column"
-                    )
-                )
-            found.append(texts[0])
-        return found[0], found[1]
-
     def _options_of(self, text: Text) -> dict[str, Any]:
         given = text.model_fields_set
         if text.like is not None:
@@ -213,10 +195,7 @@ class Seq2Seq(Language):
                 )
             options = {"tokenizer": self.from_, "lowercase": False, "end": True}
         else:
-            options = dict(self.TEXT)
-            if text.tokens in ("char", "unigram") and "tokens" in given:
-                # Else blanks are lost, and what is written is not what was meant.
-                options |= {"byte_fallback": True, "normalize": "none"}
+            options = new_tokenizer(text)
         options["max_length"] = min(512, self.max_positions)
         return {key: value for key, value in options.items() if key not in given}
 
@@ -226,53 +205,21 @@ class Seq2Seq(Language):
 
     def build(self, spec: Spec) -> Network:
         """Make the network; see `Model.build`."""
-        texts = {n: f for n, f in spec.fields.items() if f.role == "target" and f.kind == "text"}
-        if len(texts) != 1:
-            kinds = ", ".join(f"{f.column} ({f.kind})" for f in spec.fields.values() if f.role == "target")
-            raise RecipeError(
-                f"model type '{self.type}' writes one text, and the targets are {kinds or 'none'}; name one text column in "
-                "data.targets, or take type 'transformer' or 'bert'"
-            )
-        sources = [
-            f.column
-            for f in spec.fields.values()
-            if f.role == "input" and is_sequence(f) and f.column not in self.encoders
-        ]
-        if len(sources) != 1:
-            raise RecipeError(
-                f"model type '{self.type}' reads one text, and the inputs have {len(sources)} ({', '.join(sources) or 'none'}); "
-                "give others a family of their own in model.encoders, or take type 'transformer'"
-            )
-        others = sorted({f.column for f in spec.fields.values() if f.role == "input"} - {*sources})
-        if others and all(f.output is None for f in spec.fields.values() if f.role == "target"):
-            raise RecipeError(
-                f"input '{others[0]}' would be read by nothing, because model type '{self.type}' writes from its text alone; "
-                "remove it, or take type 'transformer' for another target"
-            )
+        name, field = written_of(self, spec)
         network = super().build(spec)
-        reader = encoder_of(network)
-        assert isinstance(reader, Seq2SeqEncoder)
-        ((name, field),) = texts.items()
-        reader.add_decoder(name, field)
+        pair_of(network).add_decoder(name, field)
         return network
 
 
-class Seq2SeqEncoder(LanguageEncoder):
+class Seq2SeqEncoder(LanguageEncoder, PairModel):
     """The encoder, whose states other targets may be read off, and the decoder beside it.
 
     The decoder has no table of tokens where it shares the encoder's: a shared weight has one name only and is saved once.
     """
 
-    NEEDS_SOURCE = True
+    speaks = False  # tokens of what it reads; those of the target come from the decoder
     options: Seq2Seq
     decoder: Core
-    speaks = False  # tokens of what it reads; those of the target come from the decoder
-
-    def __init__(self, options: Seq2Seq, names: list[str], size: int) -> None:
-        super().__init__(options, names, size)
-        self.target = ""
-        self.start = 0
-        self.forced_first, self.forced_last = options.forced_first, options.forced_last
 
     @property
     def causal(self) -> bool:
@@ -304,11 +251,7 @@ class Seq2SeqEncoder(LanguageEncoder):
             size = own.num_embeddings
         else:
             size = max(size, options.decoder_vocabulary or 0)
-        self.target, self.start = name, int(field.pad) if options.start is None else options.start
-        for key in ("start", "forced_first", "forced_last"):
-            number = getattr(options, key)
-            if number is not None and number >= size:
-                raise RecipeError(f"model.{key} is {number}, and '{field.column}' has {size:,} tokens")
+        self.edges(name, field, size, options.start, options.forced_first, options.forced_last)
         shape = options.decoder_shape(size)
         self.decoder = Core(replace(shape, vocabulary=0) if options.shared else shape)
         self.decoder.reset()
@@ -399,20 +342,5 @@ class _PairDecoding(Decoding):
         return other
 
     def forced(self, place: int, limit: int) -> int | None:
-        """Return the token that every text begins or ends with, as BART's do."""
-        if place == limit and self.encoder.forced_last is not None:
-            return self.encoder.forced_last
-        return self.encoder.forced_first if place == 1 else None
-
-
-def shifted(labels: Ragged, start: int) -> Ragged:
-    """Return what the decoder reads to predict each label: a start token, and all labels of the row but the last.
-
-    Example:
-        >>> import torch
-        >>> shifted(Ragged(torch.tensor([5, 6, 2, 7, 2]), torch.tensor([0, 3, 3, 5])), 0).values.tolist()
-        [0, 5, 6, 0, 7]
-    """
-    values = labels.values.roll(1)
-    first = labels.offsets[:-1][labels.lengths > 0]
-    return labels.like(values.index_fill(0, first, start))
+        """Return the token that every text begins or ends with."""
+        return self.encoder.forced(place, limit)

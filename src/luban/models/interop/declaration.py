@@ -132,7 +132,7 @@ class Layout:
 
 def is_pair(model: Language) -> TypeGuard[Seq2Seq]:
     """Whether a family has a decoder beside its encoder."""
-    return model.WRITES
+    return model.writes
 
 
 def refuse(found: Checkpoint, config: dict[str, Any], key: str, usual: Any) -> None:

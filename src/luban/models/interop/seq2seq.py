@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from luban.models.interop.declaration import UNREAD, Kind, Layout, TensorNames, 
 if TYPE_CHECKING:
     from luban.models._language import Language
 
-__all__ = ["LAYOUTS"]
+__all__ = ["LAYOUTS", "edges_of"]
 
 _BLOCK = {
     "attention.q": "self_attn.q_proj",
@@ -76,7 +77,7 @@ def _read(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, An
         "shared": shared,
         "tied": tied,
         "output_bias": "final_logits_bias" in found,
-        **_of_generation(found, config),
+        **edges_of(config, found.path),
     }
     if not shared and (size := found.said("decoder_vocab_size", int)):
         more["decoder_vocabulary"] = size
@@ -87,11 +88,11 @@ def _read(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, An
     return {key: value for key, value in more.items() if value is not None}
 
 
-def _of_generation(found: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the tokens that texts begin and end with: from generation_config.json, or where it is missing from the config."""
-    path = found.path / "generation_config.json"
+def edges_of(config: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Return the tokens that texts begin and end with (`start`, `forced_first`, `forced_last`): from generation_config.json, or
+    where it is missing, or there is no directory, from the config."""
     both = dict(config)
-    if path.is_file():
+    if folder is not None and (path := folder / "generation_config.json").is_file():
         try:
             both |= json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -105,7 +106,7 @@ def _of_generation(found: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
         theirs: value[0] if isinstance(value, list) and value else value
         for theirs, value in ((theirs, both.get(theirs)) for theirs in names.values())
     }
-    return {ours: said(values, theirs, int, found.path) for ours, theirs in names.items()}
+    return {ours: said(values, theirs, int, folder or Path("model.config")) for ours, theirs in names.items()}
 
 
 def _kind(model: Language) -> str:
