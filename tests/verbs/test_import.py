@@ -433,7 +433,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "quantised weights": (lambda f: rewrite(f / "config.json", quantization_config={"quant_method": "gptq"}), "theirs", "holds weights that were quantised (gptq)"),
     "a causal BERT": (lambda f: rewrite(f / "config.json", architectures=["BertLMHeadModel"]), "theirs", "says it is causal, and model type 'bert' looks both ways"),
     "an encoder and a decoder": (lambda f: rewrite(f / "config.json", model_type="bart"), "theirs", "model: {type: seq2seq, from: theirs}"),
-    "another pair": (lambda f: rewrite(f / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"]), "theirs", "encoders with a decoder that can be imported are bart, mbart, marian"),
+    "another pair": (lambda f: rewrite(f / "config.json", model_type="whisper", architectures=["WhisperForConditionalGeneration"]), "theirs", "has no encoder-decoder language model of type 'whisper'"),
     "a tokenizer of more tokens": (lambda f: _more_tokens(f), "theirs", "they do not belong together"),
     "no tokenizer": (lambda f: [(f / n).unlink(missing_ok=True) for n in ("tokenizer.json", "tokenizer_config.json")], "theirs", "there is no tokenizer"),
     "nothing there": (lambda f: None, "elsewhere", "there is no directory"),

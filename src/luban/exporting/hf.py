@@ -18,7 +18,8 @@ from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import InputError, ParityError
-from luban.models._foreign import ForeignLanguageModel
+from luban.models._foreign import ForeignLanguageModel, ForeignSpeaker
+from luban.models._foreign_pair import ForeignPair
 from luban.models._language import Language, LanguageEncoder, encoder_of
 from luban.models._network import Network, module_key
 from luban.models.huggingface import HuggingFace
@@ -127,7 +128,7 @@ def _write_foreign(
     if not isinstance(encoder, ForeignLanguageModel):
         raise InputError(
             f"this artefact of type '{options.type}' is an encoder, whose pooling and heads transformers has no class for; format hf takes tasks "
-            "causal_lm and masked_lm, and bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq"
+            "causal_lm, masked_lm and seq2seq, and bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq"
         )
     if len(network.encoders) > 1 or pipeline.targets or options.hidden:
         raise InputError(
@@ -137,7 +138,7 @@ def _write_foreign(
     ((column, text),) = pipeline.inputs.items()
     assert isinstance(text, Text)
     architecture = type(encoder.model).__name__
-    tensors = {name.removeprefix("model."): value for name, value in encoder.state_dict().items()}
+    tensors = _own(encoder)
     special = _special(text)
     if text.pad_id is None and options.config.get("pad_token_id") is not None:
         special["pad_token_id"] = options.config["pad_token_id"]
@@ -179,7 +180,8 @@ def _beside(artefact: Artefact) -> list[str]:
 
 def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder: Path) -> dict[str, Any]:
     """Write an encoder with its decoder; as `write`."""
-    model, encoder, pipeline = writer.encoder.options, writer.encoder, artefact.pipeline
+    model, encoder, pipeline = artefact.model, writer.encoder, artefact.pipeline
+    assert isinstance(model, Language | HuggingFace)
     if len(pipeline.inputs) > 1 or pipeline.scored or model.hidden:
         raise InputError(
             "transformers reads one text and writes one, and this artefact has more inputs, more targets or hidden layers; format hf cannot hold them"
@@ -191,19 +193,18 @@ def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder
             f"format hf writes one tokenizer, and '{column}' and '{writer.column}' have tokenizers of their own; train with "
             f"data.targets.{writer.column}: {{type: text, like: {column}}}"
         )
-    tensors = tensors_of(model, encoder)
-    config = config_of(model, encoder.core.shape.vocabulary)
-    architecture = KINDS[config["model_type"]][0].language
-    rows = len(tensors["lm_head.weight"])
-    if "decoder_vocab_size" in config:
-        config["decoder_vocab_size"] = rows
-    elif rows != config["vocab_size"]:
-        raise InputError(
-            f"transformers' '{config['model_type']}' has as many tokens to write as to read, and this model has {rows:,} and {config['vocab_size']:,}; train with model.shared true"
-        )
     special = _special(text)
-    if special["pad_token_id"] is None:
-        special["pad_token_id"] = encoder.start
+    if isinstance(model, HuggingFace):
+        assert isinstance(encoder, ForeignPair)
+        config, tensors, architecture = dict(model.config or {}), _own(encoder), type(encoder.model).__name__
+        # Some number their positions by what fills, which is what the model was made with, whatever the tokenizer calls it.
+        special = {key: one for key, one in special.items() if one is not None} | {
+            "pad_token_id": encoder.padding
+        }
+    else:
+        config, tensors, architecture = _pair_of_ours(predictor, model)
+        if special["pad_token_id"] is None:
+            special["pad_token_id"] = encoder.start
     said = {
         **special,
         "decoder_start_token_id": encoder.start,
@@ -226,6 +227,26 @@ def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder
         "notes": _beside(artefact),
         "drift": _pair_drift(artefact, predictor, writer, folder, column, architecture),
     }
+
+
+def _pair_of_ours(predictor: Predictor, model: Language) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Return configuration, tensors and architecture of an encoder with a decoder of Luban's own."""
+    encoder = encoder_of(predictor.model)
+    tensors = tensors_of(model, encoder)
+    config = config_of(model, encoder.core.shape.vocabulary)
+    rows = len(tensors["lm_head.weight"])
+    if "decoder_vocab_size" in config:
+        config["decoder_vocab_size"] = rows
+    elif rows != config["vocab_size"]:
+        raise InputError(
+            f"transformers' '{config['model_type']}' has as many tokens to write as to read, and this model has {rows:,} and {config['vocab_size']:,}; train with model.shared true"
+        )
+    return config, tensors, KINDS[config["model_type"]][0].language
+
+
+def _own(encoder: ForeignSpeaker) -> dict[str, Tensor]:
+    """Return the tensors of a model whose layers are those of transformers, by the names that it has there."""
+    return {name.removeprefix("model."): value for name, value in encoder.state_dict().items()}
 
 
 def _parts(artefact: Artefact, predictor: Predictor) -> tuple[LanguageEncoder, str, Text]:

@@ -72,7 +72,7 @@ class Reader:
             )
         if not self.model.causal:
             raise RecipeError(
-                f"model type '{kind}' reads texts in both directions and does not generate; take gpt2, llama, qwen2, qwen3 or smollm"
+                f"model type '{kind}' reads texts in both directions and does not generate; take gpt2, llama, qwen2, qwen3, smollm, or huggingface with task causal_lm"
             )
         if not self.model.has_vocabulary:
             raise RecipeError(

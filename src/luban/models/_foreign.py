@@ -42,6 +42,7 @@ __all__ = [
     "ForeignEncoder",
     "ForeignLanguageModel",
     "ForeignMaskedModel",
+    "ForeignSpeaker",
     "cleaned",
     "positions_of",
     "pretrained",
@@ -54,12 +55,14 @@ _NO_PART = {
     "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "_attn_implementation",
     "_attn_implementation_internal", "attn_implementation", "id2label", "label2id", "problem_type", "num_labels", "custom_pipelines",
 }  # fmt: skip
-_CLASSES = {"encoder": "AutoModel", "causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM"}
+_CLASSES = {
+    "encoder": "AutoModel", "causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"
+}  # fmt: skip
 """Task → what transformers makes it of."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """What architectures call the number of their positions."""
 _ENOUGH = 512  # positions, for any architecture to be made
-_CALLED = {"causal_lm": ("CAUSAL_LM", "causal"), "masked_lm": ("MASKED_LM", "masked")}
+_CALLED = {"causal_lm": ("CAUSAL_LM", "causal"), "masked_lm": ("MASKED_LM", "masked"), "seq2seq": ("SEQ_TO_SEQ_CAUSAL_LM", "encoder-decoder")}  # fmt: skip
 
 
 # --- the package ------------------------------------------------------------------------------------------
@@ -299,8 +302,8 @@ class ForeignEncoder(Encoder):
         super().__init__()
         self.names, self.positions, self.pool = [name], positions, pool
         configuration = _configuration(config)
-        known = getattr(configuration, "vocab_size", None)
-        if not isinstance(known, int):
+        known = self._vocabulary(configuration)
+        if known is None:
             raise RecipeError(
                 f"model type 'huggingface' reads texts, and an architecture of type '{configuration.model_type}' does not"
             )
@@ -317,7 +320,9 @@ class ForeignEncoder(Encoder):
         accepted = inspect.signature(self.model.forward).parameters
         self._places = "position_ids" in accepted
         """Whether it can be told where tokens stand, so that texts may have padding before them."""
-        self._once = {"use_cache": False} if "use_cache" in accepted else {}
+        self._once = (
+            {"use_cache": False} if "use_cache" in inspect.signature(self.reader.forward).parameters else {}
+        )
         """What is said of a pass that none goes on from."""
         self._caches = "past_key_values" in accepted and not getattr(self.model, "_is_stateful", False)
         """Whether it keeps keys and values, whose rows can be chosen from; a recurrent state is none."""
@@ -328,8 +333,19 @@ class ForeignEncoder(Encoder):
             self.width = self._width()
             self._examine()
 
+    @staticmethod
+    def _vocabulary(configuration: Any) -> int | None:
+        """Return how many tokens a configuration has vectors for, None where it is not of texts."""
+        known = getattr(configuration, "vocab_size", None)
+        return known if isinstance(known, int) else None
+
+    @property
+    def reader(self) -> nn.Module:
+        """The module that reads the texts of its column."""
+        return self.model
+
     def _width(self) -> int:
-        return int(cast(Any, self.model).config.hidden_size)
+        return int(cast(Any, self.reader).config.hidden_size)
 
     def head(self) -> nn.Module | None:
         """Return what turns states into logits over the tokens, where there is such a thing."""
@@ -363,7 +379,7 @@ class ForeignEncoder(Encoder):
         """
         with torch.no_grad():
             alone = self.states(Ragged.from_rows([text]).to(text.device))
-        with _looked_up(self.model) as seen:
+        with _looked_up(self.reader) as seen:
             beside = self.states(Ragged.from_rows([text, other]).to(text.device))[: len(text)]
         gradients = _gradients(beside, seen)
         longest = max(len(text), len(other))
@@ -386,7 +402,7 @@ class ForeignEncoder(Encoder):
                 for layer in layers:
                     layer.weight.requires_grad_(True)
                 text, _ = self._samples()
-                states = self.states(Ragged.from_rows([text]).to(text.device))
+                states = self._through(Ragged.from_rows([text]).to(text.device))
                 rest = [layer for layer in layers if layer not in called]
                 found = torch.autograd.grad(
                     states.sum(), [layer.weight for layer in rest], allow_unused=True
@@ -397,6 +413,10 @@ class ForeignEncoder(Encoder):
             for layer, before in wanted.items():
                 layer.weight.requires_grad_(before)
         return {layer for layer, gradient in zip(rest, found, strict=True) if gradient is not None}
+
+    def _through(self, texts: Ragged) -> Tensor:
+        """Return what all of the module makes of texts."""
+        return self.states(texts)
 
     # --- texts ------------------------------------------------------------------------------------------------
 
@@ -434,7 +454,7 @@ class ForeignEncoder(Encoder):
         parts, places = [], []
         for some, where in self.together(texts):
             given = _Rectangle.of(some, self.padding)
-            found: Tensor = self.model(
+            found: Tensor = self.reader(
                 input_ids=given.ids, attention_mask=given.seen, **self._once
             ).last_hidden_state  # (B, L, D)
             parts.append(found[some.rows, given.columns])
@@ -564,20 +584,17 @@ class _Made(Projection):
         return F.cross_entropy(self.logits(), labels, reduction="none", label_smoothing=label_smoothing)
 
 
-class ForeignLanguageModel(ForeignEncoder, LanguageModel):
-    """A language model, whose states are what the last layer of its head reads.
+class ForeignSpeaker(ForeignEncoder, LanguageModel):
+    """What puts out tokens, by its own head.
 
-    A table that is tied is saved under one name, as everywhere in Luban, and found again under all when it is loaded.
+    A table that is tied is saved under one name, as everywhere in Luban, and found again under all when it is loaded. One that
+    comes with weights of its own is tied no longer, as in transformers, whatever the configuration says.
     """
-
-    TASK = "causal_lm"
-    speaks = True
 
     def __init__(
         self, config: Mapping[str, Any], positions: int | None, pool: Pool, name: str, field: Field
     ) -> None:
         super().__init__(config, positions, pool, name, field)
-        self._has_vocabulary = False
         seen: dict[int, str] = {}
         named = self.named_parameters(remove_duplicate=False)
         self._tied = {name: first for name, one in named if (first := seen.setdefault(id(one), name)) != name}
@@ -592,6 +609,49 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
                 f"an architecture of type '{self.architecture}' names no layer that makes logits of its states; take another model"
             )
         return int(cast(Tensor, head.weight).shape[1])
+
+    @property
+    def kind(self) -> str:
+        """The type of the family, and the architecture."""
+        return f"huggingface ({self.architecture})"
+
+    def head(self) -> nn.Module | None:
+        """Return what turns states into logits over the tokens."""
+        return cast("nn.Module | None", cast(Any, self.model).get_output_embeddings())
+
+    def answered(self, asked: _Asked, given: Mapping[str, Any]) -> tuple[_Made, Any]:
+        """Run the model.
+
+        Args:
+            asked: which logits are wanted; gets the states.
+            given: arguments of the model.
+
+        Returns:
+            The way to the logits asked for, and what the model returned beside them.
+        """
+        head = cast(Any, self.head())
+        if _narrow not in head._forward_pre_hooks.values():  # a new head, or one that an adapter replaced
+            head.register_forward_pre_hook(_narrow)
+        token = _ASKED.set(asked)
+        try:
+            found = self.model(**given)
+        finally:
+            _ASKED.reset(token)
+        if asked.states is None:
+            raise RecipeError(
+                f"an architecture of type '{self.architecture}' makes its logits otherwise than by its output layer from a state a token, so they "
+                "cannot be made at some places alone; take task encoder, or another model"
+            )
+        states = asked.states if asked.read is None else asked.states.index_select(0, asked.read)
+        return _Made(states, head.weight, getattr(head, "bias", None), made=found.logits[0]), found
+
+
+class ForeignLanguageModel(ForeignSpeaker):
+    """A language model, whose states are what the last layer of its head reads."""
+
+    TASK = "causal_lm"
+    speaks = True
+    _has_vocabulary = False
 
     def _examine(self) -> None:
         """As of any module; and some classes are causal only if their configuration says so."""
@@ -635,11 +695,6 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
         return _near(found[0], whole[-1]) and _near(found[1], whole[-1])
 
     @property
-    def kind(self) -> str:
-        """The type of the family, and the architecture."""
-        return f"huggingface ({self.architecture})"
-
-    @property
     def causal(self) -> bool:
         """Whether it is made for the next token, not for masked ones."""
         return self.TASK == "causal_lm"
@@ -662,10 +717,6 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
     def add_vocabulary(self) -> None:
         """Use its own."""
         self._has_vocabulary = True
-
-    def head(self) -> nn.Module | None:
-        """Return what turns states into logits over the tokens."""
-        return cast("nn.Module | None", cast(Any, self.model).get_output_embeddings())
 
     def forward(self, batch: Batch) -> Features:
         """Return (B, width) and a state a token."""
@@ -727,21 +778,7 @@ class ForeignLanguageModel(ForeignEncoder, LanguageModel):
         Returns:
             The way to the logits asked for, and what the model returned beside them.
         """
-        head = cast(Any, self.head())
-        if _narrow not in head._forward_pre_hooks.values():  # a new head, or one that an adapter replaced
-            head.register_forward_pre_hook(_narrow)
-        token = _ASKED.set(asked)
-        try:
-            found = self.model(input_ids=ids, attention_mask=mask, **how)
-        finally:
-            _ASKED.reset(token)
-        if asked.states is None:
-            raise RecipeError(
-                f"an architecture of type '{self.architecture}' makes its logits otherwise than by its output layer from a state a token, so they "
-                "cannot be made at some places alone; take task encoder, or another model"
-            )
-        states = asked.states if asked.read is None else asked.states.index_select(0, asked.read)
-        return _Made(states, head.weight, getattr(head, "bias", None), made=found.logits[0]), found
+        return self.answered(asked, {"input_ids": ids, "attention_mask": mask, **how})
 
     def begin(self, rows: int, expected: int, sources: Ragged | None = None) -> Decoding:
         """Begin to read texts; see `LanguageModel.begin`."""
@@ -846,13 +883,22 @@ def _joined(texts: Ragged, more: Ragged) -> Ragged:
 
 
 def _without_tied(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    assert isinstance(module, ForeignLanguageModel)
+    assert isinstance(module, ForeignSpeaker)
     for name in module._tied:
         del state[prefix + name]
 
 
 def _with_tied(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    assert isinstance(module, ForeignLanguageModel)
-    for name, first in module._tied.items():
-        if prefix + first in state:
+    assert isinstance(module, ForeignSpeaker)
+    for name, first in [*module._tied.items()]:
+        if prefix + first not in state:
+            continue
+        own = state.get(prefix + name)
+        if own is not None and not torch.equal(own, state[prefix + first]):
+            owner, short = name.rpartition(".")[::2]
+            tied = module.get_parameter(name)
+            apart = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
+            setattr(module.get_submodule(owner), short, apart)
+            del module._tied[name]
+        else:
             state[prefix + name] = state[prefix + first]

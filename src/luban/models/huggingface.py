@@ -5,6 +5,7 @@ The modules themselves, and how a flat batch goes through them, are in `luban.mo
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field as Option
@@ -14,6 +15,7 @@ from torch import nn
 from luban.data.contracts import Field, Spec
 from luban.data.processors.text import Text
 from luban.errors import ArtefactError, RecipeError
+from luban.models._decoding import pair_of
 from luban.models._encoders import Encoder, is_sequence
 from luban.models._foreign import (
     ForeignEncoder,
@@ -23,31 +25,39 @@ from luban.models._foreign import (
     positions_of,
     pretrained,
 )
+from luban.models._foreign_pair import ForeignPair, lengths_of, with_defaults
 from luban.models._layers import Count, Rate
 from luban.models._low_rank import merging
 from luban.models._network import TOKENS, Family, Network
-from luban.models.interop.checkpoint import located, open_checkpoint
+from luban.models._pair import Token, new_tokenizer, texts_of, written_of
+from luban.models.interop.checkpoint import Checkpoint, located, open_checkpoint
+from luban.models.interop.seq2seq import edges_of
 from luban.recipe import Data
 from luban.registry import register
 
 __all__ = ["HuggingFace"]
 
-Task = Literal["encoder", "causal_lm", "masked_lm"]
+Task = Literal["encoder", "causal_lm", "masked_lm", "seq2seq"]
 
 _LONGEST = 512  # tokens of a text, where the configuration names no limit
+_EDGES = ("start", "forced_first", "forced_last")
+_TWO = ("target_vocab.json", "vocab-tgt.json")  # of a tokenizer that reads one vocabulary and writes another
 
 
 @register("models")
 class HuggingFace(Family):
-    """A model of `transformers`, whatever its architecture, as an encoder of texts or as a language model.
+    """A model of `transformers`, whatever its architecture, as an encoder of texts, as a language model, or as what writes a text
+    from another.
 
     With `from`, configuration, weights and tokenizer are read from a directory; with `config` alone the weights are new. The
     artefact holds all three and needs no other directory.
 
     As an `encoder` its states are pooled and read by our heads; an architecture that has an encoder and a decoder gives its
     encoder. As a language model (`causal_lm`, `masked_lm`) it is trained by the objectives over a text's own tokens, and generates,
-    chooses, fills in and is measured as our own families are, with transformers' cache. Its own head makes the logits of all
-    tokens to be predicted at once, so that a large vocabulary takes more memory than theirs.
+    chooses, fills in and is measured as our own families are, with transformers' cache. As an encoder with a decoder (`seq2seq`:
+    T5, Pegasus, M2M100, ...) it reads one text column and writes another, as type `seq2seq` does, with one tokenizer for both; further
+    targets are read off the pooled states of the encoder. Its own head makes the logits of all tokens to be predicted at once, so
+    that a large vocabulary takes more memory than theirs.
 
     Example:
         >>> HuggingFace.model_validate({"config": {"model_type": "electra", "vocab_size": 99}}).pool
@@ -57,7 +67,8 @@ class HuggingFace(Family):
     made_for: ClassVar = "a text"
 
     task: Task = "encoder"
-    """What it is: an `encoder` of texts, or a language model, of the next token (`causal_lm`) or of masked ones (`masked_lm`)."""
+    """What it is: an `encoder` of texts, a language model, of the next token (`causal_lm`) or of masked ones (`masked_lm`), or what
+    writes a text from another (`seq2seq`)."""
     from_: str | None = Option(default=None, alias="from")
     """A directory of Hugging Face or `dataset:NAME`, whose weights and tokenizer to start from; new weights if left out."""
     config: dict[str, Any] | None = None
@@ -68,6 +79,15 @@ class HuggingFace(Family):
     """Dropout after hidden layers; without any, on what the heads read."""
     max_positions: Count | None = None
     """Tokens of a text, at the most; as the configuration says, but no more than 512 for an encoder, if left out."""
+    start: Token | None = None
+    """For task `seq2seq`, number of the token that the decoder begins with; as generation_config.json says, else the padding token,
+    if left out."""
+    forced_first: Token | None = None
+    """For task `seq2seq`, number of the token that every written text begins with (the language of M2M100 and NLLB); as
+    generation_config.json says if left out."""
+    forced_last: Token | None = None
+    """For task `seq2seq`, number of the token that is written last where a text becomes as long as is allowed; as
+    generation_config.json says if left out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,9 +97,7 @@ class HuggingFace(Family):
             return values
         task = values.get("task")
         if task is not None and task not in get_args(Task):
-            raise ValueError(
-                f"task is {task!r}, and tasks are {', '.join(get_args(Task))}; to write texts from texts take type 'seq2seq'"
-            )
+            raise ValueError(f"task is {task!r}, and tasks are {', '.join(get_args(Task))}")
         if isinstance(values.get("from"), str):
             values = {**values, "from": located(values["from"])}
             found, known = _config_of(values["from"])
@@ -91,6 +109,10 @@ class HuggingFace(Family):
                 )
             values = {**values, "config": found, **({} if known is None else {"task": known})}
         config = values.get("config")
+        if isinstance(config, dict) and values.get("task") == "seq2seq":
+            source = values.get("from")
+            found = _edges_of(open_checkpoint(source) if isinstance(source, str) else None, config)
+            return {"max_positions": lengths_of(config)[0], **found, **values}
         if isinstance(config, dict) and values.get("task", "encoder") != "encoder":
             return values if "max_positions" in values else {**values, "max_positions": positions_of(config)}
         return values
@@ -107,7 +129,14 @@ class HuggingFace(Family):
             raise ValueError(
                 "config is that of quantised weights, which cannot be trained; take the model as it was before"
             )
-        known = None if self.max_positions is None else positions_of(self.config)
+        given = [key for key in _EDGES if getattr(self, key) is not None]
+        if given and self.task != "seq2seq":
+            raise ValueError(
+                f"{given[0]} does nothing with task '{self.task}', which writes no text from another; remove it"
+            )
+        known = None
+        if self.max_positions is not None:
+            known = lengths_of(self.config)[0] if self.task == "seq2seq" else positions_of(self.config)
         if known is not None and (self.max_positions or 0) > known:
             raise ValueError(
                 f"max_positions is {self.max_positions}, and the architecture takes {known} tokens; lower it"
@@ -119,7 +148,9 @@ class HuggingFace(Family):
         return self
 
     def complete(self, data: Data) -> list[str]:
-        """Give the text input the tokenizer that came with the weights, and a length that the model takes."""
+        """Give the texts the tokenizer that came with the weights, and a length that the model takes."""
+        if self.task == "seq2seq":
+            return self._complete_pair(data) + super().complete(data)
         said: list[str] = []
         texts = {c: p for c, p in data.inputs.items() if isinstance(p, Text) and c not in self.encoders}
         for column, text in texts.items():
@@ -140,10 +171,64 @@ class HuggingFace(Family):
                 said.append(f"{column}: {shown}, for model type '{self.type}'")
         return said + super().complete(data)
 
+    def _complete_pair(self, data: Data) -> list[str]:
+        """As `complete`, for the text that is read and the one that is written, which have one tokenizer."""
+        assert self.config is not None
+        source, target = texts_of(self, data)
+        if self.from_ is not None and (two := [name for name in _TWO if (Path(self.from_) / name).is_file()]):
+            raise RecipeError(
+                f"'{self.from_}' has one vocabulary to read and another to write ('{two[0]}'), and model type '{self.type}' has one for both; take type 'seq2seq', "
+                "or another model"
+            )
+        one, other = data.inputs[source], data.targets[target]
+        assert isinstance(one, Text)
+        assert isinstance(other, Text)
+        wanted: dict[str, dict[str, Any]] = {source: {"max_length": self._longest()}, target: {"end": True}}
+        if self.from_ is not None and one.tokenizer is None:
+            if "tokens" in one.model_fields_set:
+                raise RecipeError(
+                    f"data.inputs.{source}.tokens asks for a new tokenizer, but model.from brings weights that were trained "
+                    "with their own; remove one of them"
+                )
+            wanted[source] |= {"tokenizer": self.from_, "lowercase": False}
+        elif one.tokenizer is None:
+            wanted[source] |= new_tokenizer(one)
+        wanted[target]["max_length"] = min(_LONGEST, self.longest_written or _LONGEST)
+        if not {"like", "tokenizer", "tokens"} & other.model_fields_set:
+            wanted[target]["like"] = source
+        said: list[str] = []
+        for column, text, columns in ((source, one, data.inputs), (target, other, data.targets)):
+            given = {key: getattr(text, key) for key in text.model_fields_set}
+            options = {key: value for key, value in wanted[column].items() if key not in given}
+            columns[column] = type(text).model_validate({**given, **options})
+            if shown := ", ".join(f"{key} {value}" for key, value in options.items()):
+                said.append(f"{column}: {shown}, for model type '{self.type}'")
+        one, other = data.inputs[source], data.targets[target]
+        assert isinstance(one, Text)
+        assert isinstance(other, Text)
+        if other.like != source and (other.tokenizer is None or other.tokenizer != one.tokenizer):
+            raise RecipeError(
+                f"model type '{self.type}' has one table of tokens, and '{source}' and '{target}' would have tokenizers of their own; write "
+                f"'{target}: {{type: text, like: {source}}}', or take type 'seq2seq'"
+            )
+        return said
+
+    @property
+    def writes(self) -> bool:
+        """A text column among the targets, as an encoder with a decoder."""
+        return self.task == "seq2seq"
+
     @property
     def CAUSAL(self) -> bool | None:  # noqa: N802  # as the families have it, of which some are always causal
         """Whether a token sees only those before it; None for an encoder, which may be of either kind."""
         return None if self.task == "encoder" else self.task == "causal_lm"
+
+    @property
+    def longest_written(self) -> int | None:
+        """Tokens of a text that an encoder with a decoder writes, None where nobody says."""
+        assert self.config is not None
+        limits = (self.max_positions, lengths_of(self.config)[1])
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _longest(self) -> int:
         """Return the tokens of a text where the recipe names no number."""
@@ -170,6 +255,9 @@ class HuggingFace(Family):
         if not is_sequence(field):
             return None
         assert self.config is not None
+        if self.task == "seq2seq":
+            edges = (self.start, self.forced_first, self.forced_last)
+            return ForeignPair(self.config, self.max_positions, self.pool, name, field, edges)
         if self.task != "encoder":
             made = ForeignLanguageModel if self.task == "causal_lm" else ForeignMaskedModel
             return made(self.config, self.max_positions, self.pool, name, field)
@@ -177,6 +265,11 @@ class HuggingFace(Family):
 
     def build(self, spec: Spec) -> Network:
         """Make the network; see `Model.build`."""
+        if self.task == "seq2seq":
+            name, field = written_of(self, spec)
+            network = super().build(spec)
+            pair_of(network).add_decoder(name, field)
+            return network
         asked = [f.column for f in spec.fields.values() if f.role == "target" and f.kind == TOKENS]
         if asked and self.task == "encoder":
             raise RecipeError(
@@ -187,6 +280,14 @@ class HuggingFace(Family):
                 f"model type '{self.type}' with task '{self.task}' puts out tokens, and no objective asks for them; take objective {self.task}, or model.task=encoder"
             )
         return super().build(spec)
+
+    def _single(self, name: str, field: Field) -> Encoder:
+        """As any family, which reads a column and writes none."""
+        if self.task == "seq2seq":
+            raise RecipeError(
+                f"model.encoders: type '{self.type}' with task 'seq2seq' writes a target, and '{field.column}' is only read there; take task encoder"
+            )
+        return super()._single(name, field)
 
     def _encoders(self, inputs: dict[str, Field]) -> dict[str, Encoder]:
         """As any family, but one text alone."""
@@ -228,6 +329,13 @@ class HuggingFace(Family):
                 f"'{self.from_}' does not fit its config.json: {' '.join(str(error).split())[:200]}"
             ) from None
         return sorted(missing)
+
+
+def _edges_of(found: Checkpoint | None, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the tokens that texts begin and end with, by the names of the options: as a checkpoint says, or a configuration alone."""
+    if found is not None and found.kind == "luban":
+        return {key: found.config["model"].get(key) for key in _EDGES}
+    return edges_of(with_defaults(config), None if found is None else found.path)
 
 
 def _config_of(path: str) -> tuple[dict[str, Any], str | None]:

@@ -284,7 +284,7 @@ def _fits_attention(objective: Objective, family: Model) -> None:
     wanted, given = getattr(objective, "inner", objective).causal, getattr(family, "CAUSAL", None)
     if wanted is not None and given is not None and wanted != given:
         raise RecipeError(
-            f"objective {objective.type} needs a model whose tokens see {'only those before them (gpt2, llama, qwen2, qwen3, smollm)' if wanted else 'the whole text (bert)'}, "
+            f"objective {objective.type} needs a model whose tokens see {'only those before them (gpt2, llama, qwen2, qwen3, smollm, or huggingface with task causal_lm)' if wanted else 'the whole text (bert, or huggingface with task masked_lm)'}, "
             f"and model type '{family.type}' is not of that kind"
         )
 

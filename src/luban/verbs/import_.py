@@ -48,6 +48,8 @@ _SAMPLE = (
 )
 _TALKS = (_SAMPLE[:2], _SAMPLE[2:4], _SAMPLE[4:])
 """Of a model that chats: who speaks takes turns."""
+_PAIRS = ("ForConditionalGeneration", "MTModel", "ForTextToText", "EncoderDecoderModel")
+"""How the names end of architectures that read one text and write another."""
 _POOLS = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_lasttoken": "last",
@@ -116,7 +118,8 @@ def import_model(
     if task == "classification":
         processor, target = _target(checkpoint), target or "label"
     elif task == "seq2seq":
-        processor, target = _written(text, column), target or "written"
+        limit = family.longest_written if isinstance(family, HuggingFace) else text.max_length
+        processor, target = _written(text, column, limit), target or "written"
     targets = {} if processor is None or target is None else {target: processor}
     pipeline = Pipeline({column: text}, targets)
     spec = pipeline.spec
@@ -196,6 +199,8 @@ def _task(checkpoint: Checkpoint) -> str:
         return "causal_lm"
     if architecture.endswith("ForSequenceClassification"):
         return "classification"
+    if architecture.endswith("LMHeadModel") and checkpoint.said("is_encoder_decoder", bool):
+        return "seq2seq"  # as T5's was called once
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal_lm"
     known = checkpoint.config.get("model_type") in KINDS
@@ -203,12 +208,8 @@ def _task(checkpoint: Checkpoint) -> str:
         return "masked_lm"
     if architecture.endswith("ForPreTraining"):  # of another kind, such as telling apart replaced tokens
         return "embedding"
-    if architecture.endswith(("ForConditionalGeneration", "MTModel")):
-        if checkpoint.config.get("model_type") in FAMILIES["seq2seq"]:
-            return "seq2seq"
-        raise RecipeError(
-            f"'{checkpoint.path}' is a {architecture}; encoders with a decoder that can be imported are {', '.join(FAMILIES['seq2seq'])}"
-        )
+    if architecture.endswith(_PAIRS):
+        return "seq2seq"
     if "For" in architecture:
         raise RecipeError(
             f"'{checkpoint.path}' is a {architecture}; those that can be imported are sequence classifiers, causal and masked language models, encoders with a decoder, and models without a head"
@@ -311,9 +312,10 @@ def _text(family: Language | HuggingFace, checkpoint: Checkpoint) -> Text:
     return text
 
 
-def _written(text: Text, column: str) -> Text:
-    """Return what holds texts that are written, with the tokenizer of those that are read; each ends with an end token."""
-    written = Text(like=column, end=text.end_id is not None, max_length=text.max_length)
+def _written(text: Text, column: str, limit: int | None) -> Text:
+    """Return what holds texts that are written, of at most so many tokens, with the tokenizer of those that are read; each ends with
+    an end token."""
+    written = Text(like=column, end=text.end_id is not None, max_length=limit)
     written.share(text)
     return written
 
