@@ -20,6 +20,7 @@ from luban.explaining.gradient_x_input import GradientXInput
 from luban.explaining.integrated_gradients import IntegratedGradients
 from luban.explaining.occlusion import Occlusion
 from luban.generation.options import Generation
+from luban.models._decoding import pair_of
 from luban.models._network import Family
 from luban.predict import Predictor
 from luban.recipe import Section
@@ -187,6 +188,84 @@ def test_what_a_model_of_transformers_writes_is_explained_by_its_own_attention()
             flow = 0.5 * (weights[0].mean(0).double() + torch.eye(len(flow))) @ flow
         expected = case.pieces("text")[step].gather(flow[-1].numpy())
         np.testing.assert_allclose(one.parts["text"].values, expected, atol=1e-6)
+
+
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 400,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+}
+BART = {
+    "model_type": "bart", "vocab_size": 400, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "pad_token_id": 0, "init_std": 0.3,
+}  # fmt: skip
+
+
+def foreign_pair(config: dict[str, Any]) -> WrittenCase:
+    pytest.importorskip("transformers")
+    rows = pl.DataFrame({"review": ["A good tool", "好的"], "reply": ["好 工具", "good one"]})
+    kinds = {
+        "review": {"type": "text", "tokens": "bpe", "end": True, "vocabulary": 300, "lowercase": False},
+        "reply": {"type": "text", "like": "review", "end": True},
+    }
+    options = {"type": "huggingface", "task": "seq2seq", "config": config}
+    own = predictor(["review"], "reply", options, kinds=kinds, rows=rows)
+    return written_case(own, rows[:1], 0, 5, "好 good", 0)
+
+
+@pytest.mark.parametrize("config", [T5, BART], ids=["t5", "bart"])
+def test_what_a_pair_of_transformers_writes_is_explained(config: dict[str, Any]) -> None:
+    case = foreign_pair(config)
+    encoder = pair_of(case.predictor.model)
+    model: Any = encoder.model
+    fused = model.config._attn_implementation
+    assert AttentionRollout().refusal(case) is None
+    found = AttentionRollout().explain(case)
+    assert model.config._attn_implementation == fused != "eager"
+    model.set_attn_implementation("eager")
+    (source,) = case.batch(0, 1)["review.ids"].unbind()  # type: ignore[union-attr]
+    for step, one in enumerate(found):
+        given = torch.tensor([[encoder.start, *case.written[:step]]])
+        with torch.inference_mode():
+            told = model(
+                input_ids=source[None].long(), decoder_input_ids=given, decoder_attention_mask=torch.ones_like(given), output_attentions=True
+            )  # fmt: skip
+        read, size = len(source), len(source) + step + 1
+        flow = np.eye(size)
+        for layer in told.encoder_attentions:
+            part = np.eye(size)
+            part[:read, :read] = 0.5 * np.eye(read) + 0.5 * layer[0].double().mean(0).numpy()
+            flow = part @ flow
+        for inner, cross in zip(told.decoder_attentions, told.cross_attentions, strict=True):
+            part = np.eye(size)
+            part[read:, read:] = 0.5 * np.eye(step + 1) + 0.5 * inner[0].double().mean(0).numpy()
+            flow = part @ flow
+            part = np.eye(size)
+            part[read:, read:] = 0.5 * np.eye(step + 1)
+            part[read:, :read] = 0.5 * cross[0].double().mean(0).numpy()
+            flow = part @ flow
+        expected = case.pieces("review")[step].gather(flow[-1, :read])
+        np.testing.assert_allclose(one.parts["review"].values, expected, atol=1e-6)
+
+    by_gradients = explain_written(case, IntegratedGradients(steps=64))
+    part = by_gradients.parts["review"]
+    assert by_gradients.baseline is not None
+    assert part.total == pytest.approx(
+        by_gradients.score - by_gradients.baseline, abs=1e-2 * max(1, abs(by_gradients.score))
+    )
+    without = explain_written(case, Occlusion())
+    assert len(without.parts["review"].values) == len(part.values)
+
+
+def test_attention_over_windows_is_not_told_of_a_pair() -> None:
+    config = {**BART, "model_type": "led", "attention_window": [4, 4], "max_encoder_position_embeddings": 64}
+    case = foreign_pair(config)
+    refused = AttentionRollout().refusal(case)
+    assert refused == "transformers gives no attention of each token to each for the architecture 'led'"
 
 
 def test_nothing_written_is_said() -> None:

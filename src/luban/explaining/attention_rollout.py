@@ -23,18 +23,24 @@ from luban.explaining._gradients import costs, parts_of, runs
 from luban.explaining._tokens import TokenCase
 from luban.models._attention import Plan
 from luban.models._core import Attention, Block, Core
+from luban.models._decoding import PairModel
 from luban.models._foreign import ForeignEncoder
+from luban.models._foreign_pair import ForeignPair
 from luban.models._language import LanguageEncoder
-from luban.models.seq2seq import Seq2SeqEncoder
 from luban.registry import register
 from luban.sentences import say
 
 __all__ = ["AttentionRollout"]
 
 BUDGET = 2048
+_OF_DECODERS = ("decoder_attentions", "cross_attentions")
+"""What transformers calls the attention of a decoder to its own text, and to the one that the encoder read."""
 
 Weights = Callable[[slice, int], Sequence[Tensor]]
 """Given where a row lies in the flat sequence, and its number in the batch: the attention of each layer, (heads, L, L) each."""
+Crossing = Callable[[slice, slice, int], Sequence[Tensor]]
+"""Given where a row lies among the texts that are written and among those that are read, and its number: the attention of each layer
+of a decoder to the text that was read, (heads, L, S) each."""
 
 
 @register("explainers")
@@ -91,7 +97,7 @@ class AttentionRollout(Explainer):
                 for reader in _readers(case.predictor.model):
                     read |= {*_names(reader)}
                     # What is written is read off the decoder; anything else off the encoder, as of any model.
-                    pair = reader if case.writes and isinstance(reader, Seq2SeqEncoder) else None
+                    pair = reader if case.writes and isinstance(reader, PairModel) else None
                     with _whole(reader), _watched(reader) as seen, _decoder(pair) as decoded:
                         if case.target:
                             scores[rows] = case.score(batch, case.chosen[rows]).double().cpu().numpy()
@@ -149,10 +155,10 @@ class AttentionRollout(Explainer):
 
     def _written(
         self,
-        reader: Seq2SeqEncoder,
+        reader: PairModel,
         batch: Batch,
         weights: Weights,
-        decoded: tuple[Weights, Callable[[slice, slice], Sequence[Tensor]]],
+        decoded: tuple[Weights, Crossing],
         span: slice,
         row: int,
     ) -> Tensor:
@@ -163,7 +169,7 @@ class AttentionRollout(Explainer):
         length, first = asking.stop - asking.start, self._flow(weights(span, row))
         own = torch.eye(length, dtype=torch.float64)  # from each place of the decoder to each of its own, and
         other = torch.zeros(length, len(first), dtype=torch.float64)  # to each of the text that was read
-        for inner, cross in zip(decoded[0](asking, row), decoded[1](asking, span), strict=True):
+        for inner, cross in zip(decoded[0](asking, row), decoded[1](asking, span, row), strict=True):
             step = self._layer(inner)
             own, other = step @ own, step @ other
             own = self.residual * own
@@ -241,11 +247,18 @@ def _readers(model: nn.Module) -> list[nn.Module]:
 def _tells(reader: ForeignEncoder) -> bool:
     """Whether an encoder tells the attention of each token to each."""
     ids = torch.full((1, 4), reader.padding, device=next(reader.parameters()).device)
+    given: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "output_attentions": True,
+    }
     with torch.inference_mode(), _in_steps(reader.model):
-        output = reader.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True)
-    found = getattr(output, "attentions", None) or ()
+        told = [getattr(reader.reader(**given), "attentions", None)]
+        if isinstance(reader, ForeignPair):
+            output = reader.model(**given, decoder_input_ids=ids, decoder_attention_mask=torch.ones_like(ids))
+            told += [getattr(output, name, None) for name in _OF_DECODERS]
     # Others (of a window, of a state) have another form, which the rows of a batch could not be cut from.
-    return len(found) > 0 and all(one.dim() == 4 and one.shape[2:] == (4, 4) for one in found)
+    return all(found and all(one.dim() == 4 and one.shape[2:] == (4, 4) for one in found) for found in told)
 
 
 def _names(reader: nn.Module) -> list[str]:
@@ -305,28 +318,32 @@ def _computed(core: Core) -> Iterator[Weights]:
 @contextmanager
 def _told(reader: ForeignEncoder) -> Iterator[Weights]:
     """Have a model of transformers tell its attention, (B, heads, L, L) of each layer."""
-    seen: list[Tensor] = []
+    with _in_steps(reader.model), _asked(reader.reader, "attentions") as seen:
+        yield lambda span, row: _cut(seen["attentions"], span, span, row)
+
+
+@contextmanager
+def _asked(model: nn.Module, *names: str) -> Iterator[dict[str, Sequence[Tensor]]]:
+    """Have a module of transformers tell its attention, within the block, by the names that it has in its output."""
+    seen: dict[str, Sequence[Tensor]] = {}
 
     def ask(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return args, {**options, "output_attentions": True}
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen[:] = getattr(output, "attentions", None) or ()
+        seen.update({name: getattr(output, name, None) or () for name in names})
 
-    def weights(span: slice, row: int) -> list[Tensor]:
-        length = span.stop - span.start
-        return [each[row, ..., :length, :length] for each in seen]
-
-    handles = [
-        reader.model.register_forward_pre_hook(ask, with_kwargs=True),
-        reader.model.register_forward_hook(keep),
-    ]
+    handles = [model.register_forward_pre_hook(ask, with_kwargs=True), model.register_forward_hook(keep)]
     try:
-        with _in_steps(reader.model):
-            yield weights
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _cut(layers: Sequence[Tensor], asking: slice, asked: slice, row: int) -> list[Tensor]:
+    """Return the attention of a row that lies so in the flat sequences, (heads, Q, K), of that of rectangles, (B, heads, Q', K')."""
+    return [each[row, :, : asking.stop - asking.start, : asked.stop - asked.start] for each in layers]
 
 
 @contextmanager
@@ -345,15 +362,24 @@ def _in_steps(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _decoder(
-    reader: Seq2SeqEncoder | None,
-) -> Iterator[tuple[Weights, Callable[[slice, slice], Sequence[Tensor]]]]:
+    reader: PairModel | None,
+) -> Iterator[tuple[Weights, Crossing]]:
     """Note the attention of a decoder's layers to its own text, and to the one that the encoder read; of no reader, nothing."""
-    blocks = [] if reader is None else [block for block in reader.decoder.layers if isinstance(block, Block)]
+    if isinstance(reader, ForeignPair):
+        own, other = _OF_DECODERS
+        with _in_steps(reader.model), _asked(reader.model, own, other) as seen:
+            yield (
+                lambda span, row: _cut(seen[own], span, span, row),
+                lambda asking, asked, row: _cut(seen[other], asking, asked, row),
+            )
+        return
+    core = getattr(reader, "decoder", None)
+    blocks = [block for block in core.layers if isinstance(block, Block)] if isinstance(core, Core) else []
     crossing = [block.cross for block in blocks if block.cross is not None]
     with _queries([block.attention for block in blocks]) as inner, _queries(crossing) as outer:
         yield (
             lambda span, row: [attention(q[span], k[span], True) for q, k in inner],
-            lambda asking, asked: [attention(q[asking], k[asked], False) for q, k in outer],
+            lambda asking, asked, row: [attention(q[asking], k[asked], False) for q, k in outer],
         )
 
 

@@ -153,6 +153,11 @@ class Family(Model):
         for column, other in self.encoders.items():
             if not isinstance(other, Family):
                 raise ValueError(f"encoders.{column}: type '{other.type}' cannot read a single column")
+            if other.writes:
+                raise ValueError(
+                    f"encoders.{column}: type '{other.type}' would write a text from another, and a single column is only read; take "
+                    "another type or task"
+                )
         return self
 
     @property

@@ -281,14 +281,6 @@ class HuggingFace(Family):
             )
         return super().build(spec)
 
-    def _single(self, name: str, field: Field) -> Encoder:
-        """As any family, which reads a column and writes none."""
-        if self.task == "seq2seq":
-            raise RecipeError(
-                f"model.encoders: type '{self.type}' with task 'seq2seq' writes a target, and '{field.column}' is only read there; take task encoder"
-            )
-        return super()._single(name, field)
-
     def _encoders(self, inputs: dict[str, Field]) -> dict[str, Encoder]:
         """As any family, but one text alone."""
         texts = [f.column for f in inputs.values() if is_sequence(f) and f.column not in self.encoders]
