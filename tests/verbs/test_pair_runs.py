@@ -198,6 +198,26 @@ def test_adapters(targets: Any, count: int, tmp_path: Path, luban: Luban) -> Non
     ran = luban("export", ours, "-o", tmp_path / "back", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["drift"] < 1e-4
+    ran = luban("export", ours, "-o", tmp_path / "adapter", "--format", "peft")
+    assert ran.code == 2
+    assert "export it as hf" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("t5", "is another layer's as well (tied)"),
+        ("t5 1.1", "came apart from another that its architecture ties it to"),
+    ],
+)
+def test_no_adapter_beside_a_head_that_is_tied_when_it_is_made(
+    kind: str, why: str, tmp_path: Path, luban: Luban
+) -> None:
+    options = recipe(tmp_path, kind, adapt=[{"type": "lora", "rank": 2, "targets": ["*lm_head"]}])
+    (tmp_path / "r.yaml").write_text(json.dumps(options), encoding="utf-8")
+    ran = luban("train", tmp_path / "r.yaml", "-o", tmp_path / "ours")
+    assert ran.code == 2, ran.err
+    assert why in ran.err
 
 
 def test_a_category_beside_a_written_text(tmp_path: Path, luban: Luban) -> None:

@@ -35,7 +35,7 @@ from luban.adapt._peft import (
 from luban.adapt._surgery import replace_modules
 from luban.errors import RecipeError
 from luban.models._core import Core, Vocabulary
-from luban.models._foreign import ForeignEncoder
+from luban.models._foreign import ForeignEncoder, ForeignSpeaker
 from luban.models._language import LanguageEncoder
 from luban.models._layers import Count, Dropout, Rate
 from luban.models._low_rank import merged_weight, norms_of
@@ -343,6 +343,13 @@ class LoRA(Adaptation):
         if tied := [name for name in sorted(chosen) if places[id(model.get_parameter(f"{name}.weight"))] > 1]:
             raise RecipeError(
                 f"adapt lora: the weight of '{tied[0]}' is another layer's as well (tied), and an update beside one would part them; leave it out of targets"
+            )
+        speakers = [(name, part) for name, part in model.named_modules() if isinstance(part, ForeignSpeaker)]
+        ties = {f"{name}.{one}".removesuffix(".weight") for name, part in speakers for one in part.ties}
+        if apart := sorted(chosen & ties):
+            raise RecipeError(
+                f"adapt lora: the weight of '{apart[0]}' came apart from another that its architecture ties it to, so that the adapted model could not be "
+                "built again; leave it out of targets"
             )
         for pattern in self.layers:
             _require(pattern, sorted(chosen), "layers", "adapted layer")

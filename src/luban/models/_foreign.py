@@ -599,6 +599,8 @@ class ForeignSpeaker(ForeignEncoder, LanguageModel):
         named = self.named_parameters(remove_duplicate=False)
         self._tied = {name: first for name, one in named if (first := seen.setdefault(id(one), name)) != name}
         """Further name of a parameter → its first."""
+        self.ties = frozenset({*self._tied, *self._tied.values()})
+        """Names of the parameters that the architecture ties, though weights may come that part them."""
         self.register_state_dict_post_hook(_without_tied)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_tied)  # type: ignore[no-untyped-call]
 

@@ -30,7 +30,7 @@ from luban.models._layers import Count, Rate
 from luban.models._low_rank import merging
 from luban.models._network import TOKENS, Family, Network
 from luban.models._pair import Token, new_tokenizer, texts_of, written_of
-from luban.models.interop.checkpoint import Checkpoint, located, open_checkpoint
+from luban.models.interop.checkpoint import located, open_checkpoint
 from luban.models.interop.seq2seq import edges_of
 from luban.recipe import Data
 from luban.registry import register
@@ -110,9 +110,8 @@ class HuggingFace(Family):
             values = {**values, "config": found, **({} if known is None else {"task": known})}
         config = values.get("config")
         if isinstance(config, dict) and values.get("task") == "seq2seq":
-            source = values.get("from")
-            found = _edges_of(open_checkpoint(source) if isinstance(source, str) else None, config)
-            return {"max_positions": lengths_of(config)[0], **found, **values}
+            edges = _edges_of(values.get("from"), config)
+            return {"max_positions": lengths_of(config)[0], **edges, **values}
         if isinstance(config, dict) and values.get("task", "encoder") != "encoder":
             return values if "max_positions" in values else {**values, "max_positions": positions_of(config)}
         return values
@@ -323,11 +322,14 @@ class HuggingFace(Family):
         return sorted(missing)
 
 
-def _edges_of(found: Checkpoint | None, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the tokens that texts begin and end with, by the names of the options: as a checkpoint says, or a configuration alone."""
-    if found is not None and found.kind == "luban":
+def _edges_of(path: str | None, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the tokens that texts begin and end with, by the names of the options: as a directory says, or a configuration alone."""
+    if path is None:
+        return edges_of(with_defaults(config), None)
+    found = open_checkpoint(path)
+    if found.kind == "luban":
         return {key: found.config["model"].get(key) for key in _EDGES}
-    return edges_of(with_defaults(config), None if found is None else found.path)
+    return edges_of(with_defaults(config), found.path)
 
 
 def _config_of(path: str) -> tuple[dict[str, Any], str | None]:

@@ -63,7 +63,9 @@ def _options(family: str, found: Checkpoint) -> dict[str, Any]:
         advice = (
             f"take type '{fitting}'"
             if fitting
-            else "take type 'huggingface', which runs any architecture of transformers"
+            else "take type 'huggingface'"
+            + (", task seq2seq" if family == "seq2seq" else "")
+            + ", which runs any architecture of transformers"
         )
         raise RecipeError(
             f"'{found.path}' holds a model of type '{kind}', and '{family}' reads {', '.join(FAMILIES[family])}; {advice}"

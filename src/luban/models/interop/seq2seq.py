@@ -58,7 +58,7 @@ def _read(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, An
         one, other = config.get(f"encoder_{key}"), config.get(f"decoder_{key}")
         if one != other:
             raise RecipeError(
-                f"'{found.path}' has encoder_{key} {one} and decoder_{key} {other}, and this family has the same in both; take type 'huggingface', which runs any architecture"
+                f"'{found.path}' has encoder_{key} {one} and decoder_{key} {other}, and this family has the same in both; take type 'huggingface', task seq2seq, which runs any architecture"
             )
     if kind != "mbart":  # early releases of transformers had one class for all
         for key, usual in (
