@@ -240,6 +240,24 @@ def test_a_tied_table_is_saved_under_one_name(pair: Any) -> None:
     assert bool(head.weight.any())
 
 
+def test_a_head_that_came_apart_from_its_table_stays_apart(pair: Any, tmp_path: Path) -> None:
+    model = copy.deepcopy(pair("gemma2")[0])
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    model.save_pretrained(tmp_path)
+    family = Section("models").parse({"type": "huggingface", "task": "causal_lm", "from": str(tmp_path)})
+    assert isinstance(family, HuggingFace)
+    module = family.build(spec())
+    assert family.load_pretrained(module) == []
+    again = family.portable().build(spec())
+    again.load_state_dict(module.state_dict())
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0]
+        for one in (module, again):
+            found = one.eval()({"text.ids": Ragged(ids[0], torch.tensor([0, 3]))})["text.tokens"].logits()
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_no_more_tokens_than_there_are_positions(pair: Any) -> None:
     _, module = pair("opt")
     found = generate(module, [[7, 8, 9] * 20], Generation(max_tokens=50), end=set(), decode=decode)

@@ -20,7 +20,7 @@ from luban.generation.engine import Generated, generate
 from luban.generation.options import Generation
 from luban.generation.reader import Reader
 from luban.models._decoding import pair_of
-from luban.models._foreign_pair import ForeignPair
+from luban.models._foreign_pair import ForeignPair, lengths_of
 from luban.models.huggingface import HuggingFace
 from luban.recipe import Section
 
@@ -338,6 +338,31 @@ def test_texts_that_are_too_long(pair: Any) -> None:
         module, [[END]], Generation(max_tokens=50), end=set(), decode=decode, sources=[[5, 6]]
     )
     assert len(found.ids) == 24
+
+
+@pytest.mark.parametrize(
+    ("config", "lengths"),
+    [
+        (
+            {"model_type": "t5", "n_positions": 512},
+            (None, None),
+        ),  # which its positions, being relative, do not need
+        ({"model_type": "led"}, (16384, 1024)),
+        ({"model_type": "bart", "max_position_embeddings": 40}, (40, 40)),
+        (
+            {
+                "model_type": "encoder-decoder",
+                "encoder": {"model_type": "roberta", **SIDE, "max_position_embeddings": 34},
+                "decoder": {"model_type": "bert", **SIDE, "max_position_embeddings": 20},
+            },
+            (32, 20),
+        ),
+    ],
+)
+def test_as_many_tokens_as_each_side_has_positions_for(
+    config: dict[str, Any], lengths: tuple[int | None, int | None]
+) -> None:
+    assert lengths_of(config) == lengths
 
 
 # --- all that transformers has ------------------------------------------------------------------------------

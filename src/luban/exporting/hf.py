@@ -253,7 +253,7 @@ def _parts(artefact: Artefact, predictor: Predictor) -> tuple[LanguageEncoder, s
     """Return the language model of an artefact, its column and its text processor, if it has the form that is known there."""
     if not isinstance(artefact.model, Language) or not isinstance(predictor.model, Network):
         raise InputError(
-            f"an artefact of type '{artefact.model.type}' has no counterpart in transformers; format hf takes bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq"
+            f"an artefact of type '{artefact.model.type}' has no counterpart in transformers; format hf takes bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq, and huggingface with tasks causal_lm, masked_lm and seq2seq"
         )
     encoder = encoder_of(predictor.model)
     if len(predictor.model.encoders) > 1 or len(artefact.pipeline.inputs) > 1:

@@ -40,6 +40,7 @@ from luban.models._foreign import (
     _near,
     _probing,
     _Rectangle,
+    positions_of,
 )
 from luban.models._layers import pooled
 
@@ -60,12 +61,20 @@ def lengths_of(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
         known = _configuration(config)
     except LubanError:  # which is said where the model is made
         return None, None
+    if sides := _sides_of(known):
+        return positions_of(sides[0].to_dict()), positions_of(sides[1].to_dict())
     found: list[int | None] = []
     for keys in (_READ, _WRITTEN):
         named = (key for key in keys if hasattr(type(known), key) or key in type(known).attribute_map)
         numbers = (getattr(known, key, None) for key in named)
         found.append(next((number for number in numbers if isinstance(number, int)), None))
     return found[0], found[1]
+
+
+def _sides_of(configuration: Any) -> list[Any]:
+    """Return the configurations of both sides, where each has one of its own."""
+    sides = [getattr(configuration, name, None) for name in ("encoder", "decoder")]
+    return sides if all(hasattr(side, "to_dict") for side in sides) else []
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,12 +120,9 @@ class ForeignPair(ForeignSpeaker, PairModel):
 
     @staticmethod
     def _vocabulary(configuration: Any) -> int | None:
-        """Return how many tokens a configuration has vectors for, be it that of a pair of models."""
-        sides = [configuration]
-        if isinstance(getattr(configuration, "vocab_size", None), int) is False:
-            sides = [getattr(configuration, side, None) for side in ("encoder", "decoder")]
-        known = [getattr(side, "vocab_size", None) for side in sides]
-        return min((one for one in known if isinstance(one, int)), default=None) if all(known) else None
+        """Return how many tokens a configuration has vectors for, be it one of two; that both read as many is asked of the module."""
+        sides = _sides_of(configuration) or [configuration]
+        return ForeignSpeaker._vocabulary(sides[-1])
 
     @property
     def reader(self) -> nn.Module:
