@@ -39,13 +39,24 @@ from luban.models._encoders import Encoder, Features, read_ragged
 from luban.models._layers import pooled
 
 __all__ = [
+    "Asked",
     "ForeignEncoder",
     "ForeignLanguageModel",
     "ForeignMaskedModel",
     "ForeignSpeaker",
+    "Made",
+    "Pool",
+    "Rectangle",
     "cleaned",
+    "configuration_of",
+    "even",
+    "gradients_of",
+    "joined",
+    "looked_up",
+    "near",
     "positions_of",
     "pretrained",
+    "probing",
 ]
 
 Pool = Literal["first", "mean", "last", "max"]
@@ -102,7 +113,7 @@ def cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _configuration(config: Mapping[str, Any]) -> Any:
+def configuration_of(config: Mapping[str, Any]) -> Any:
     """Return transformers' object of a configuration; one that names code of its own is not known to it."""
     transformers = _transformers()
     options = cleaned(config)  # an artefact may come from a stranger
@@ -171,7 +182,7 @@ def _kept_positions(config: str) -> int:
     """Return how many of its positions an architecture keeps for padding: those that number tokens from behind that of the padding
     token have a table of positions that knows it. A module without weights tells."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        made = _made("encoder", _configuration(json.loads(config)))
+        made = _made("encoder", configuration_of(json.loads(config)))
     tables = [
         part.padding_idx
         for name, part in made.named_modules()
@@ -215,7 +226,7 @@ def pretrained(path: str, task: str, config: Mapping[str, Any]) -> tuple[dict[st
         ArtefactError: if it has none of them.
         RecipeError: if transformers cannot read it.
     """
-    configuration = _configuration(config)
+    configuration = configuration_of(config)
     with _said_by_transformers(path):
         made, report = _class_of(task, configuration).from_pretrained(
             Path(path).resolve(),
@@ -242,7 +253,7 @@ def _brief(error: BaseException) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rectangle:
+class Rectangle:
     """Texts as transformers reads them.
 
     Attributes:
@@ -301,7 +312,7 @@ class ForeignEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.names, self.positions, self.pool = [name], positions, pool
-        configuration = _configuration(config)
+        configuration = configuration_of(config)
         known = self._vocabulary(configuration)
         if known is None:
             raise RecipeError(
@@ -329,7 +340,7 @@ class ForeignEncoder(Encoder):
         self._known = known
         self.masks_padding = True
         """Whether what it makes of a text stays the same with padding behind it; if not, texts of one length go through together."""
-        with _probing(self), _said_by_transformers(self.architecture):
+        with probing(self), _said_by_transformers(self.architecture):
             self.width = self._width()
             self._examine()
 
@@ -379,13 +390,13 @@ class ForeignEncoder(Encoder):
         """
         with torch.no_grad():
             alone = self.states(Ragged.from_rows([text]).to(text.device))
-        with _looked_up(self.reader) as seen:
+        with looked_up(self.reader) as seen:
             beside = self.states(Ragged.from_rows([text, other]).to(text.device))[: len(text)]
-        gradients = _gradients(beside, seen)
+        gradients = gradients_of(beside, seen)
         longest = max(len(text), len(other))
         # The text stands at the end of what was looked up: some put vectors of their own before it.
         outside = [one[:, -longest:][:, len(text) :] for one in gradients] + [one[1:] for one in gradients]
-        return _near(beside, alone) and not any(bool(one.any()) for one in outside)
+        return near(beside, alone) and not any(bool(one.any()) for one in outside)
 
     def read_past(self) -> set[nn.Linear]:
         """Return the linear layers whose weight is read while the layer itself is not called, so that nothing that takes the layer's
@@ -398,7 +409,7 @@ class ForeignEncoder(Encoder):
         called: set[nn.Module] = set()
         handles = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers]
         try:
-            with _probing(self), _said_by_transformers(self.architecture):
+            with probing(self), _said_by_transformers(self.architecture):
                 for layer in layers:
                     layer.weight.requires_grad_(True)
                 text, _ = self._samples()
@@ -436,7 +447,7 @@ class ForeignEncoder(Encoder):
 
     def together(self, texts: Ragged) -> Iterator[tuple[Ragged, Tensor]]:
         """Yield the texts that go through together, and where their tokens stand in the batch, (T',)."""
-        if self.masks_padding or _even(texts):
+        if self.masks_padding or even(texts):
             if len(texts):
                 yield texts, torch.arange(len(texts.values), device=texts.values.device)
             return
@@ -453,7 +464,7 @@ class ForeignEncoder(Encoder):
         """Return the state of each token, (T, D)."""
         parts, places = [], []
         for some, where in self.together(texts):
-            given = _Rectangle.of(some, self.padding)
+            given = Rectangle.of(some, self.padding)
             found: Tensor = self.reader(
                 input_ids=given.ids, attention_mask=given.seen, **self._once
             ).last_hidden_state  # (B, L, D)
@@ -481,7 +492,7 @@ _NEAR = 1e-4  # of the largest state: rounding, which differs between rectangles
 
 
 @contextmanager
-def _probing(encoder: nn.Module) -> Iterator[None]:
+def probing(encoder: nn.Module) -> Iterator[None]:
     """Let a module be asked, within the block: nothing is dropped, gradients are there, and no random number is used up."""
     modes = {part: part.training for part in encoder.modules()}
     encoder.eval()
@@ -494,7 +505,7 @@ def _probing(encoder: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _looked_up(model: nn.Module) -> Iterator[list[Tensor]]:
+def looked_up(model: nn.Module) -> Iterator[list[Tensor]]:
     """Note the vectors that a module looks up for its tokens, within the block, (B, L, D) each, as what gradients are of."""
     seen: list[Tensor] = []
 
@@ -511,11 +522,12 @@ def _looked_up(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _near(found: Tensor, expected: Tensor) -> bool:
+def near(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors differ by rounding alone."""
     return bool((found - expected).abs().max() <= _NEAR * expected.abs().max())
 
 
-def _gradients(states: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
+def gradients_of(states: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradients of states, (T, D), with respect to vectors of theirs and of others, where there are any.
 
     What is derived is a sum with uneven weights, since the even one of normalised states does not depend on anything.
@@ -532,7 +544,7 @@ def _gradients(states: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @dataclass(eq=False)
-class _Asked:
+class Asked:
     """Which states one pass takes to the vocabulary.
 
     Attributes:
@@ -547,7 +559,7 @@ class _Asked:
     states: Tensor | None = None
 
 
-_ASKED: ContextVar[_Asked | None] = ContextVar("_ASKED", default=None)
+_ASKED: ContextVar[Asked | None] = ContextVar("_ASKED", default=None)
 """What the pass of this thread asks for: models are shared between threads."""
 
 
@@ -562,7 +574,7 @@ def _narrow(head: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | 
 
 
 @dataclass(kw_only=True)
-class _Made(Projection):
+class Made(Projection):
     """Logits that are made already, since what follows a head (a cap, a factor) is the model's own affair.
 
     Attributes:
@@ -621,7 +633,7 @@ class ForeignSpeaker(ForeignEncoder, LanguageModel):
         """Return what turns states into logits over the tokens."""
         return cast("nn.Module | None", cast(Any, self.model).get_output_embeddings())
 
-    def answered(self, asked: _Asked, given: Mapping[str, Any]) -> tuple[_Made, Any]:
+    def answered(self, asked: Asked, given: Mapping[str, Any]) -> tuple[Made, Any]:
         """Run the model.
 
         Args:
@@ -645,7 +657,7 @@ class ForeignSpeaker(ForeignEncoder, LanguageModel):
                 "cannot be made at some places alone; take task encoder, or another model"
             )
         states = asked.states if asked.read is None else asked.states.index_select(0, asked.read)
-        return _Made(states, head.weight, getattr(head, "bias", None), made=found.logits[0]), found
+        return Made(states, head.weight, getattr(head, "bias", None), made=found.logits[0]), found
 
 
 class ForeignLanguageModel(ForeignSpeaker):
@@ -661,9 +673,9 @@ class ForeignLanguageModel(ForeignSpeaker):
         if not self.causal:
             return
         long, short = self._samples()
-        with _looked_up(self.model) as seen:
+        with looked_up(self.model) as seen:
             first = self.states(Ragged.from_rows([long]).to(long.device))[:1]
-        gradients = _gradients(first, seen)
+        gradients = gradients_of(first, seen)
         if not gradients or any(bool(one[:, -len(long) :][:, 1:].any()) for one in gradients):
             raise RecipeError(
                 f"with this configuration an architecture of type '{self.architecture}' looks both ways, so it is no causal language model; take task encoder"
@@ -674,13 +686,13 @@ class ForeignLanguageModel(ForeignSpeaker):
     def _shifts(self, text: Tensor, other: Tensor) -> bool:
         """Whether a text's states are the same with padding before it, if its positions are told."""
         texts = Ragged.from_rows([text, other]).to(text.device)
-        given = _Rectangle.of(texts, self.padding, left=True)
-        asked = _Asked(texts.rows, given.columns, None)
+        given = Rectangle.of(texts, self.padding, left=True)
+        asked = Asked(texts.rows, given.columns, None)
         with torch.no_grad():
             self.run(given.ids, given.seen, asked, {**self._once, "position_ids": _numbered(given.seen)})
             alone = self.states(Ragged.from_rows([text]).to(text.device))
         assert asked.states is not None
-        return _near(asked.states[: len(text)], alone)
+        return near(asked.states[: len(text)], alone)
 
     def _goes_on(self, text: Tensor) -> bool:
         """Whether a text goes on from the cache as if it were read anew, its row chosen among others; some keep a state there, and
@@ -694,7 +706,7 @@ class ForeignLanguageModel(ForeignSpeaker):
                 found = decoding.step(text[-1:].expand(3))
             except Exception:  # of any kind: the cache is not ours
                 return False
-        return _near(found[0], whole[-1]) and _near(found[1], whole[-1])
+        return near(found[0], whole[-1]) and near(found[1], whole[-1])
 
     @property
     def causal(self) -> bool:
@@ -744,7 +756,7 @@ class ForeignLanguageModel(ForeignSpeaker):
         head = cast(Any, self.head())
         logits, states, chosen, places = [], [], [], []
         for some, where in self.together(texts):
-            given = _Rectangle.of(some, self.padding)
+            given = Rectangle.of(some, self.padding)
             wanted = read
             if read is not None and not self.masks_padding:
                 here = torch.full_like(texts.values, -1)  # (T,)
@@ -752,7 +764,7 @@ class ForeignLanguageModel(ForeignSpeaker):
                 wanted = here[read]
                 chosen.append((wanted >= 0).nonzero().squeeze(1))
                 wanted = wanted[chosen[-1]]
-            asked = _Asked(some.rows, given.columns, wanted)
+            asked = Asked(some.rows, given.columns, wanted)
             projection, _ = self.run(given.ids, given.seen, asked, self._once)
             assert asked.states is not None
             logits.append(projection.made)
@@ -766,9 +778,9 @@ class ForeignLanguageModel(ForeignSpeaker):
         else:
             made = torch.cat(logits)[torch.cat(places if read is None else chosen).argsort()]
         kept = found if read is None else found.index_select(0, read)
-        return _Made(kept, head.weight, getattr(head, "bias", None), made=made), found
+        return Made(kept, head.weight, getattr(head, "bias", None), made=made), found
 
-    def run(self, ids: Tensor, mask: Tensor, asked: _Asked, how: Mapping[str, Any]) -> tuple[_Made, Any]:
+    def run(self, ids: Tensor, mask: Tensor, asked: Asked, how: Mapping[str, Any]) -> tuple[Made, Any]:
         """Run the model over a rectangle, (B, L).
 
         Args:
@@ -815,7 +827,7 @@ class _ForeignDecoding(Decoding):
         """Read some tokens a row; see `Decoding.read`."""
         model = self._model
         new = inputs.lengths
-        whole = _joined(self._texts, inputs)
+        whole = joined(self._texts, inputs)
         longest = model._too_long(whole)
         if longest is not None:
             raise DataError(
@@ -829,10 +841,10 @@ class _ForeignDecoding(Decoding):
         if not model.masks_padding:
             self._texts = whole
             return model.projected(whole, asked_for)[0]
-        goes_on = self._cache is not None and _even(inputs)
+        goes_on = self._cache is not None and even(inputs)
         given = inputs if goes_on else whole
-        left = model._places or _even(given)
-        rectangle = _Rectangle.of(given, model.padding, left=left)
+        left = model._places or even(given)
+        rectangle = Rectangle.of(given, model.padding, left=left)
         mask = torch.cat([self._mask, rectangle.seen], 1) if goes_on else rectangle.seen
         how: dict[str, Any] = {"use_cache": True} if model._caches and left else dict(model._once)
         if goes_on:
@@ -842,7 +854,7 @@ class _ForeignDecoding(Decoding):
         wanted = asked_for
         if goes_on:
             wanted = given.offsets[1:] - 1 if last else torch.arange(len(given.values), device=mask.device)
-        asked = _Asked(given.rows[wanted], rectangle.columns[wanted], None)
+        asked = Asked(given.rows[wanted], rectangle.columns[wanted], None)
         projection, found = model.run(rectangle.ids, mask, asked, how)
         cache = getattr(found, "past_key_values", None) if how.get("use_cache") else None
         self._cache = cache if hasattr(cache, "reorder_cache") else None
@@ -869,7 +881,8 @@ class _ForeignDecoding(Decoding):
         return other
 
 
-def _even(texts: Ragged) -> bool:
+def even(texts: Ragged) -> bool:
+    """Whether all rows have as many tokens."""
     return bool((texts.lengths == texts.lengths[:1]).all())
 
 
@@ -878,7 +891,7 @@ def _numbered(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def _joined(texts: Ragged, more: Ragged) -> Ragged:
+def joined(texts: Ragged, more: Ragged) -> Ragged:
     """Return each text with more tokens behind it."""
     pairs = zip(texts.unbind(), more.unbind(), strict=True)
     return Ragged.from_rows([torch.cat(pair) for pair in pairs]).to(texts.values.device)

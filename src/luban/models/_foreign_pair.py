@@ -27,20 +27,20 @@ from luban.models._core import Projection
 from luban.models._decoding import Decoding, PairModel, shifted
 from luban.models._encoders import read_ragged
 from luban.models._foreign import (
+    Asked,
     ForeignEncoder,
     ForeignSpeaker,
+    Made,
     Pool,
-    _Asked,
-    _configuration,
-    _even,
-    _gradients,
-    _joined,
-    _looked_up,
-    _Made,
-    _near,
-    _probing,
-    _Rectangle,
+    Rectangle,
+    configuration_of,
+    even,
+    gradients_of,
+    joined,
+    looked_up,
+    near,
     positions_of,
+    probing,
 )
 from luban.models._layers import pooled
 
@@ -58,7 +58,7 @@ def lengths_of(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     A key counts where the architecture knows it: old files of T5, whose positions are relative, say how long its texts were.
     """
     try:
-        known = _configuration(config)
+        known = configuration_of(config)
     except LubanError:  # which is said where the model is made
         return None, None
     if sides := _sides_of(known):
@@ -80,7 +80,7 @@ def _sides_of(configuration: Any) -> list[Any]:
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration, with the tokens that its class begins and ends texts with where it names none and has so many."""
     try:
-        known = _configuration(config)
+        known = configuration_of(config)
     except LubanError:
         return dict(config)
     keys = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
@@ -176,7 +176,7 @@ class ForeignPair(ForeignSpeaker, PairModel):
         if self._caches and self.start == self.padding:
             # Some give what fills no position of its own, but count it in a cache.
             text, _ = self._samples()
-            with _probing(self):
+            with probing(self):
                 self._caches = self._writes_on(torch.cat([text.new_tensor([self.start]), text[:-1]]))
 
     # --- what it is asked when it is made -----------------------------------------------------------------
@@ -194,9 +194,9 @@ class ForeignPair(ForeignSpeaker, PairModel):
                 )
         source = Ragged.from_rows([long]).to(long.device)
         memory = source.like(self.states(source))
-        with _looked_up(cast(Any, self.model).get_decoder()) as seen:
+        with looked_up(cast(Any, self.model).get_decoder()) as seen:
             first = self.written(source, memory).logits()[:1]
-        if any(bool(one[:, -len(long) :][:, 1:].any()) for one in _gradients(first, seen)):
+        if any(bool(one[:, -len(long) :][:, 1:].any()) for one in gradients_of(first, seen)):
             raise RecipeError(
                 f"with this configuration the decoder of type '{self.architecture}' looks ahead, so that it cannot write; take task encoder"
             )
@@ -207,12 +207,12 @@ class ForeignPair(ForeignSpeaker, PairModel):
         rows = Ragged.from_rows([text, other]).to(text.device)
         with torch.no_grad():
             alone = self._through(Ragged.from_rows([text]).to(text.device))
-        with _looked_up(self.reader) as read, _looked_up(cast(Any, self.model).get_decoder()) as put:
+        with looked_up(self.reader) as read, looked_up(cast(Any, self.model).get_decoder()) as put:
             beside = self._through(rows)[: len(text)]
-        gradients = _gradients(beside, [*read, *put])
+        gradients = gradients_of(beside, [*read, *put])
         longest = max(len(text), len(other))
         outside = [one[:, -longest:][:, len(text) :] for one in gradients] + [one[1:] for one in gradients]
-        return _near(beside, alone) and not any(bool(one.any()) for one in outside)
+        return near(beside, alone) and not any(bool(one.any()) for one in outside)
 
     def _writes_on(self, text: Tensor) -> bool:
         """Whether a text goes on from the cache as if it were read anew, its row chosen among others."""
@@ -227,7 +227,7 @@ class ForeignPair(ForeignSpeaker, PairModel):
             except Exception:  # of any kind: the cache is not ours
                 return False
             whole = self._through(Ragged.from_rows([text]).to(text.device))[-1]
-        return all(_near(row, whole) for row in found)
+        return all(near(row, whole) for row in found)
 
     def _through(self, texts: Ragged) -> Tensor:
         """Return the logits of texts that are written from themselves, (T, V)."""
@@ -260,7 +260,7 @@ class ForeignPair(ForeignSpeaker, PairModel):
             read: places whose logits are wanted, (M,); all by default.
         """
         wanted = torch.arange(len(inputs.values), device=inputs.values.device) if read is None else read
-        parts: list[_Made] = []
+        parts: list[Made] = []
         places: list[Tensor] = []
         for rows in self._alike(inputs, memory):
             some, where = _rows_of(inputs, rows)
@@ -268,9 +268,9 @@ class ForeignPair(ForeignSpeaker, PairModel):
             here = torch.full_like(inputs.values, -1)
             here[where] = torch.arange(len(where), device=where.device)
             chosen = (here[wanted] >= 0).nonzero().squeeze(1)
-            given = _Rectangle.of(some, self.padding)
+            given = Rectangle.of(some, self.padding)
             own = here[wanted[chosen]]
-            asked = _Asked(some.rows[own], given.columns[own], None)
+            asked = Asked(some.rows[own], given.columns[own], None)
             part, _ = self.decoded(given.ids, given.mask, *_remembered(states), asked, {"use_cache": False})
             parts.append(part)
             places.append(chosen)
@@ -278,10 +278,10 @@ class ForeignPair(ForeignSpeaker, PairModel):
             return parts[0]
         weight = cast(Any, self.head()).weight
         if not parts:
-            return _Made(weight.new_empty(0, weight.shape[1]), weight, made=weight.new_empty(0, len(weight)))
+            return Made(weight.new_empty(0, weight.shape[1]), weight, made=weight.new_empty(0, len(weight)))
         order = torch.cat(places).argsort()
         found, made = (torch.cat([getattr(one, name) for one in parts])[order] for name in ("states", "made"))
-        return _Made(found, weight, parts[0].bias, made=made)
+        return Made(found, weight, parts[0].bias, made=made)
 
     def _alike(self, inputs: Ragged, memory: Ragged) -> Iterator[Tensor]:
         """Yield the rows that go through together, of those that have a token: all of them, or those of one length on both sides."""
@@ -296,8 +296,8 @@ class ForeignPair(ForeignSpeaker, PairModel):
             yield rows[of == kind]
 
     def decoded(
-        self, ids: Tensor, mask: Tensor, states: Tensor, seen: Tensor, asked: _Asked, how: Mapping[str, Any]
-    ) -> tuple[_Made, Any]:
+        self, ids: Tensor, mask: Tensor, states: Tensor, seen: Tensor, asked: Asked, how: Mapping[str, Any]
+    ) -> tuple[Made, Any]:
         """Run the decoder over a rectangle.
 
         Args:
@@ -355,13 +355,13 @@ class _ForeignPairDecoding(Decoding):
 
     def read(self, inputs: Ragged, *, last: bool = False) -> Projection:
         """Read some tokens a row; see `Decoding.read`."""
-        model, whole = self._model, _joined(self._texts, inputs)
+        model, whole = self._model, joined(self._texts, inputs)
         longest = int(whole.lengths.max())
         if model.room is not None and longest > model.room:
             raise DataError(
                 f"what was written has {longest} tokens, and the model takes {model.room}: lower max_tokens"
             )
-        goes_on = self._cache is not None and _even(inputs)
+        goes_on = self._cache is not None and even(inputs)
         given = inputs if goes_on else whole
         if last:
             wanted = given.offsets[1:] - 1
@@ -371,11 +371,11 @@ class _ForeignPairDecoding(Decoding):
         self._texts = whole
         if not model.masks_padding:
             return model.written(whole, self._each, wanted)
-        rectangle = _Rectangle.of(given, model.padding)
-        how: dict[str, Any] = {"use_cache": model._caches and _even(given)}
+        rectangle = Rectangle.of(given, model.padding)
+        how: dict[str, Any] = {"use_cache": model._caches and even(given)}
         if goes_on:
             how["past_key_values"] = self._cache
-        asked = _Asked(given.rows[wanted], rectangle.columns[wanted], None)
+        asked = Asked(given.rows[wanted], rectangle.columns[wanted], None)
         mask = whole.offsets.new_ones(len(whole), longest) if goes_on else rectangle.mask
         projection, found = model.decoded(rectangle.ids, mask, *self._spread, asked, how)
         cache = getattr(found, "past_key_values", None) if how["use_cache"] else None
