@@ -340,6 +340,38 @@ def test_texts_that_are_too_long(pair: Any) -> None:
     assert len(found.ids) == 24
 
 
+LONG = {
+    **BART,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 80,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 2,
+}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "led": {**LONG, "attention_window": [4, 4], "max_encoder_position_embeddings": 80, "max_decoder_position_embeddings": 80},
+    "longt5": {**T5, "vocab_size": VOCABULARY, "local_radius": 3, "encoder_attention_type": "transient-global", "global_block_size": 4},
+    "pegasus_x": {**LONG, "block_size": 4, "num_global_tokens": 3},
+    "bigbird_pegasus": {**LONG, "block_size": 4, "num_random_blocks": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@torch.no_grad()
+def test_windows_and_blocks_do_not_depend_on_the_rows_beside(kind: str) -> None:
+    torch.manual_seed(0)
+    module = family_of(config={"model_type": kind, **WINDOWS[kind]}).build(Spec(FIELDS)).eval()
+    sources, targets = ([torch.randint(3, VOCABULARY, (n,)).tolist() for n in lengths] for lengths in ((41, 70, 13), (33, 50, 9)))  # fmt: skip
+    together = module(batch_of(sources, targets))["zh.tokens"].logits().split([33, 50, 9])
+    for source, target, found in zip(sources, targets, together, strict=True):
+        assert_near(module(batch_of([source], [target]))["zh.tokens"].logits(), found)
+    reader = Reader(module, 1, 64, sources[:1])
+    steps = [
+        reader.read([[pair_of(module).start]]),
+        *(reader.read_one(torch.tensor([one])) for one in targets[0][:-1]),
+    ]
+    assert_near(torch.cat(steps), together[0])
+
+
 @pytest.mark.parametrize(
     ("config", "lengths"),
     [
