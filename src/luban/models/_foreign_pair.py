@@ -142,7 +142,7 @@ class ForeignPair(ForeignSpeaker, PairModel):
                 f"this architecture of type '{self.architecture}' has {tables[0]:,} tokens to read and {tables[1]:,} to write, and type 'huggingface' has one "
                 "tokenizer for both; take type 'seq2seq', or a model whose texts share one"
             )
-        return ForeignEncoder._width(self)
+        return int(cast(Any, self.reader).config.get_text_config().hidden_size)
 
     @property
     def causal(self) -> bool:

@@ -110,7 +110,8 @@ class HuggingFace(Family):
             values = {**values, "config": found, **({} if known is None else {"task": known})}
         config = values.get("config")
         if isinstance(config, dict) and values.get("task") == "seq2seq":
-            edges = _edges_of(values.get("from"), config)
+            source = values.get("from")
+            edges = _edges_of(source if isinstance(source, str) else None, config)
             return {"max_positions": lengths_of(config)[0], **edges, **values}
         if isinstance(config, dict) and values.get("task", "encoder") != "encoder":
             return values if "max_positions" in values else {**values, "max_positions": positions_of(config)}
