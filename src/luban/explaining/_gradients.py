@@ -27,6 +27,7 @@ from luban.data.store import take_rows
 from luban.explaining._base import Part, Piece
 from luban.explaining._case import Case
 from luban.explaining._handles import Probe, Site, frozen
+from luban.models._settled import settled
 from luban.sentences import say
 
 __all__ = [
@@ -168,7 +169,7 @@ def attribute(
             score = case.score(changed, case.chosen[np.append(rows, rows[-1:].repeat(extra))])
         return sites, deltas, score[: len(rows)]
 
-    with frozen(case.predictor.model):
+    with frozen(case.predictor.model), settled():
         for rows, steps in runs(cost, len(alphas), budget):
             sites, deltas, score = one_pass(rows, all_alphas[steps])
             gradients = torch.autograd.grad(score.sum(), [site.values for site in sites], allow_unused=True)

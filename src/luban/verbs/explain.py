@@ -22,7 +22,7 @@ from luban.data.sampling import Sample
 from luban.errors import DataError, InputError, LubanError, did_you_mean
 from luban.explaining import _render
 from luban.explaining._base import Explainer, Explanation, Survey
-from luban.explaining._case import Background, Case, quick_products, require_rows
+from luban.explaining._case import Background, Case, quickly, require_rows
 from luban.explaining._hidden import explain_hidden, fills, hidden_cases
 from luban.explaining._quality import measure
 from luban.explaining._tokens import TokenCase
@@ -288,7 +288,7 @@ class _Run:
                     )
                     return
                 part = chunk[start : start + min(at_once, left)]
-                with quick_products(self.predictor):
+                with quickly(self.predictor):
                     found = self._some(explainer, part, seen)
                 for one in found:
                     self.count += 1
@@ -380,7 +380,7 @@ class _Run:
         sample = Sample.draw(chunks, limit or None, lambda rows: self.console.stage("reading", rows))
         self.console.end_stage()
         self.console.say(f"looking at {sample}")
-        with quick_products(self.predictor):
+        with quickly(self.predictor):
             case = self.case(sample.rows, 0)
             require_rows(case)
             found: Survey = explainer.survey(case)
