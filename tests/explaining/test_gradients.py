@@ -218,6 +218,48 @@ def test_other_peoples_models() -> None:
         np.testing.assert_allclose(one.parts["review"].values, theirs.detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["electra", "gpt_neox"])
+def test_other_peoples_classifiers(kind: str) -> None:
+    """Equal to captum's of a classifier of transformers, with its own pooling, dense layer and head."""
+    transformers = pytest.importorskip("transformers")
+    config = {
+        "model_type": kind, "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 128, "pad_token_id": 0,
+    }  # fmt: skip
+    model = {"type": "huggingface", "task": "classifier", "config": config}
+    own = predictor(["review"], "label", model, kinds={"review": WORDPIECE})
+    case = Case.of(own, frame().head(3))
+    assert IntegratedGradients().refusal(case) is None
+    found = IntegratedGradients(steps=24, keep_special=False, baseline="pad").explain(case)
+    encoder = own.model.encoders["@review"]
+    theirs = transformers.AutoModelForSequenceClassification.from_config(
+        transformers.AutoConfig.for_model(**config, num_labels=3)
+    ).eval()
+    weights = dict(encoder.model.state_dict())
+    head = {
+        f"{encoder.decision}.{name}": value for name, value in own.model.heads["@label"].state_dict().items()
+    }
+    theirs.load_state_dict(weights | head)
+    gradients = captum.LayerIntegratedGradients(
+        lambda ids, mask: theirs(input_ids=ids, attention_mask=mask).logits, theirs.get_input_embeddings()
+    )
+    ids = case.batch()["review.ids"]
+    assert isinstance(ids, Ragged)
+    for row, one in enumerate(found):
+        expected = gradients.attribute(
+            ids[row][None],
+            torch.zeros_like(ids[row])[None],
+            target=int(case.chosen[row]),
+            additional_forward_args=torch.ones_like(ids[row])[None],
+            n_steps=24,
+            method="gausslegendre",
+        )[0].sum(-1)
+        pieces = case.pieces("review")[row]
+        np.testing.assert_allclose(
+            one.parts["review"].values, pieces.gather(expected.detach().double().numpy()), atol=1e-5
+        )
+
+
 # --- captum's -----------------------------------------------------------------------------------------------
 
 METHODS = {

@@ -236,7 +236,7 @@ def test_what_needs_layers_of_our_own_is_refused(tmp_path: Path, luban: Luban) -
         ({"adapt": [{"type": "lora", "targets": ["*lm_head"]}], "kind": "falcon"}, "is another layer's as well (tied)"),
         ({"model": {"task": "encoder"}}, "set model.task to causal_lm or masked_lm"),
         ({"objective": None, "data": {"targets": {"label": "category"}}}, "take objective causal_lm, or model.task=encoder"),
-        ({"model": {"task": "seq2seq"}}, "tasks are encoder, causal_lm, masked_lm; to write texts from texts take type 'seq2seq'"),
+        ({"model": {"task": "seq2seq"}}, "tasks are encoder, classifier, causal_lm, masked_lm; to write texts from texts take type 'seq2seq'"),
         ({"model": {"task": "masked_lm"}}, "objective causal_lm needs a model whose tokens see only those before them"),
         ({"model": {"config": {"model_type": "t5", "vocab_size": 999}, "from": None}}, "no causal language model of type 't5'"),
         ({"model": {"config": {"model_type": "bert", "vocab_size": 999, "num_hidden_layers": 1}, "from": None}}, "looks both ways"),

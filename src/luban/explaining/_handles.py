@@ -107,9 +107,9 @@ class Probe:
         with frozen(self.model), self.attached(batch, lambda site: site.actual) as (changed, sites):
             self.model(changed)
         found = {name for site in sites for name in site.collect(torch.zeros_like(site.actual))}
-        # Texts of one length go through together there, so that a look-up is of some rows only.
+        # Of texts that go through in groups a look-up is of some rows only; beside a decoder it is one of two.
         for part in self.model.modules():
-            if isinstance(part, ForeignEncoder) and not part.masks_padding:
+            if isinstance(part, ForeignEncoder) and not part.looks_up_once:
                 found -= {*part.names}
         return list(dict.fromkeys(one.column for name, one in self.fields.items() if name not in found))
 

@@ -24,6 +24,7 @@ from luban.explaining._tokens import TokenCase
 from luban.models._attention import Plan
 from luban.models._core import Attention, Block, Core
 from luban.models._foreign import ForeignEncoder
+from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._language import LanguageEncoder
 from luban.models.seq2seq import Seq2SeqEncoder
 from luban.registry import register
@@ -43,9 +44,10 @@ class AttentionRollout(Explainer):
     that is asked about.
 
     Luban's own Transformers, over texts and patches of images, compute attention again from the queries and keys of each layer;
-    those of type `huggingface` tell theirs (`output_attentions`). Of an encoder with a decoder both are one graph: a state of the
-    decoder takes part ``r`` of itself past each attention, be it to its own text or to the encoder's, whose rollout goes on from
-    there. What does not reach the text that was read then reaches what was written before.
+    those of type `huggingface` tell theirs (`output_attentions`), but for classifiers, which pool in ways of their own. Of an encoder
+    with a decoder both are one graph: a state of the decoder takes part ``r`` of itself past each attention, be it to its own text or
+    to the encoder's, whose rollout goes on from there. What does not reach the text that was read then reaches what was written
+    before.
 
     Example:
         >>> AttentionRollout(heads="max").residual
@@ -68,6 +70,9 @@ class AttentionRollout(Explainer):
         readers = _readers(case.predictor.model)
         if not readers:
             return say("it needs the attention of a Transformer, of Luban's own or of type huggingface")
+        decided = [one for one in readers if isinstance(one, ForeignClassifier)]
+        if decided:
+            return f"the architecture '{decided[0].architecture}' pools in a way of its own as a classifier, so nobody can tell where attention is read off"
         silent = [one for one in readers if isinstance(one, ForeignEncoder) and not _tells(one)]
         if silent:
             kind = getattr(silent[0].model.config, "model_type", "unknown")
