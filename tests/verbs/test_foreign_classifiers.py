@@ -14,6 +14,8 @@ import torch
 from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._network import Network
 from luban.predict import load
+from luban.recipe import Section
+from luban.verbs.import_ import import_model
 from tiny_case import Luban
 
 transformers = pytest.importorskip("transformers")
@@ -144,6 +146,21 @@ def test_import_predict_and_export(kind: str, tmp_path: Path, luban: Luban) -> N
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     for text, other in zip(TEXTS, expected, strict=True):
         torch.testing.assert_close(logits_of(again, reader, text), other, rtol=1e-5, atol=1e-5)
+
+
+def test_segments_are_those_that_the_tokenizer_tells_of(tmp_path: Path) -> None:
+    """And go with the artefact; a tokenizer that tells its model of none leaves all in the first."""
+    _, tokenizer = published(tmp_path / "theirs", "xlnet")
+    parse = Section("models").parse
+    segments = [[], [tokenizer.cls_token_id]]
+    given = {"type": "huggingface", "task": "classifier", "from": str(tmp_path / "theirs")}
+    assert parse(given).segments == segments
+    assert parse({**given, "segments": []}).segments == []
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    again = parse({"type": "huggingface", "from": str(tmp_path / "ours")})
+    assert (again.task, again.segments) == ("classifier", segments)
+    rewrite(tmp_path / "theirs" / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
+    assert parse(given).segments == []
 
 
 def test_a_multi_label_classifier(tmp_path: Path, luban: Luban) -> None:
