@@ -228,6 +228,25 @@ def test_a_gate_whose_figure_is_missing_is_not_met(gated: Path, tmp_path: Path) 
     assert [one["gate"] for one in other["gates"]] == ["no high"]  # the other is about what --only left out
 
 
+def test_gates_and_what_is_being_done_are_told_in_chinese(gated: Path, tmp_path: Path, luban: Luban) -> None:
+    rows = people(120, seed=3)
+    few = rows.filter((rows["group"] == "a") | (pl.Series(range(len(rows))) < 20))
+    few.write_csv(tmp_path / "few.csv")
+    ran = luban("audit", gated / "model", tmp_path / "few.csv", "--only", "fairness", "--lang", "zh")
+    assert ran.code == 1
+    lines = ran.out.splitlines()
+    assert lines[-2].startswith(
+        "未通过     fairness.group.demographic_parity_difference <= 0.9 未满足：未测量"
+    )
+    assert lines[-1] == "通过      “no high”已满足"
+    assert f"查看全部 {len(few)} 行" in ran.err
+    assert "正在审计：公平性" in ran.err
+    in_english = luban("audit", gated / "model", tmp_path / "few.csv", "--only", "fairness")
+    assert [line.split()[0] for line in in_english.out.splitlines()[-2:]] == ["FAIL", "pass"]
+    assert f"looking at all {len(few)} rows" in in_english.err
+    assert "auditing: fairness" in in_english.err
+
+
 def test_nothing_found_by_no_audit_is_no_yes(made: Path, gated: Path) -> None:
     found = luban.audit(made / "model", str(made / "more.csv"), only=["generation"], fail_on="high")
     assert not found["audits"]

@@ -282,7 +282,7 @@ class Case:
             return Sample.draw(
                 self.origin.split("train"),
                 self.limit,
-                lambda rows: self.report("reading training rows", rows, None),
+                lambda rows: self.report(say("reading training rows"), rows, None),
                 SEED,
             )
         except (LubanError, OSError) as error:
@@ -303,7 +303,7 @@ class Case:
         for chunk in chunks:
             keys.append(self.keys(chunk))
             seen += len(chunk)
-            self.report("reading training rows", seen, None)
+            self.report(say("reading training rows"), seen, None)
         return np.concatenate(keys)
 
     def keys(self, frame: pl.DataFrame) -> Array:

@@ -87,7 +87,7 @@ class Labels(Audit):
             if features is None:
                 opinion = class_shares(scored.scores[target])
             else:
-                case.report(f"a second opinion on '{target}'", 0, None)
+                case.report(say("a second opinion on '{target}'", target=target), 0, None)
                 opinion = out_of_fold(features, labels, self.folds)
             places = suspects(labels, opinion)
             names = processor.classes()

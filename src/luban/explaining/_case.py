@@ -33,6 +33,7 @@ from luban.explaining._text import Pieces, pieces_of, strings
 from luban.models._encoders import is_category, is_image, is_sequence
 from luban.models._products import Products
 from luban.predict import Predictor
+from luban.sentences import say
 from luban.training.machine import Choice, choose_products, reuse_memory
 
 __all__ = ["Background", "Case", "form_of", "quickly"]
@@ -61,7 +62,7 @@ class Background(NamedTuple):
     """Rows that stand for the data, cleaned and readable, and what they are rows of, as a sentence says it."""
 
     rows: pl.DataFrame
-    of: str = "the data"
+    of: str = say("the data")
 
 
 @dataclass

@@ -54,7 +54,7 @@ class AttentionRollout(Explainer):
         0.5
     """
 
-    paper: ClassVar[str] = "Abnar and Zuidema, 2020, 'Quantifying Attention Flow in Transformers'"
+    paper: ClassVar[str] = say("Abnar and Zuidema, 2020, 'Quantifying Attention Flow in Transformers'")
     limits: ClassVar[str] = say(
         "it shows where information could flow, for every class alike, and cannot tell what speaks for a class from what speaks against it"
     )
@@ -76,10 +76,16 @@ class AttentionRollout(Explainer):
         silent = [one for one in readers if isinstance(one, ForeignEncoder) and not _tells(one)]
         if silent:
             kind = getattr(silent[0].model.config, "model_type", "unknown")
-            return f"transformers gives no attention of each token to each for the architecture '{kind}'"
+            return say(
+                "transformers gives no attention of each token to each for the architecture '{kind}'",
+                kind=kind,
+            )
         apart = [one for one in readers if isinstance(one, ForeignEncoder) and not one.masks_padding]
         if apart:
-            return f"the architecture '{apart[0].architecture}' sees padding, so its texts go through by their lengths, and attention is told of whole batches"
+            return say(
+                "the architecture '{kind}' sees padding, so its texts go through by their lengths, and attention is told of whole batches",
+                kind=apart[0].architecture,
+            )
         return None
 
     def explain(self, case: Case) -> list[Explanation]:
