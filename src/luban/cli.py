@@ -645,15 +645,20 @@ def compare(
         if left is not None:
             _out(f"{key:<28} {left!s:>14} {right!s:>14}")
     if data is None:
-        if not result["same_rows"]:
-            _console().say(
+        other = {name: metric["value"] for name, metric in result["b"]["metrics"].items()}
+        known = {
+            name: (metric["value"], other[name])
+            for name, metric in result["a"]["metrics"].items()
+            if metric["value"] is not None and other.get(name) is not None
+        }
+        told = {name: values for name, values in known.items() if name not in result["incomparable"]}
+        # Where all that both measured is incomparable, the warnings have said what helps.
+        if not result["same_rows"] and (told or not known):
+            console.say(
                 "careful: the two were measured on different rows; give DATA to score both on the same"
             )
-        for name, metric in result["a"]["metrics"].items():
-            other = result["b"]["metrics"].get(name, {}).get("value")
-            known = metric["value"] is not None and other is not None
-            if known and name not in result["incomparable"]:
-                _out(f"{name:<28} {metric['value']:>14.4f} {other:>14.4f}")
+        for name, (left, right) in told.items():
+            _out(f"{name:<28} {left:>14.4f} {right:>14.4f}")
         return
     for target, compared in result["differences"].items():
         for name, difference in compared["differences"].items():
