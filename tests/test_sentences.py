@@ -257,3 +257,14 @@ def test_every_sentence_that_holds_a_sample_is_read_above() -> None:
     (marks,) = test_a_drawn_sample_reads_well_wherever_it_stands.pytestmark
     read = {case[0] for case in marks.args[1]}
     assert read == {text for text in _said() if {name for name, _ in _gaps(text)} & _SAMPLES}
+
+
+def test_a_sample_that_is_bounded_by_its_room_says_so() -> None:
+    rows = pl.DataFrame({"a": range(4000)})
+    drawn = Sample.draw([rows], 3000, room=8_000)
+    assert len(drawn.rows) < 1000
+    said = say("looked at {sample}", sample=drawn)
+    assert said == f"looked at {len(drawn.rows)} rows drawn from 4,000 (no more fit into 0.007629 MiB)"
+    assert translate(said, "zh") == f"查看了抽取的 {len(drawn.rows)} 行样本（共 4,000 行，限 0.007629 MiB）"
+    assert str(Sample.draw([rows], 10, room=2**28)) == "10 rows drawn from 4,000"
+    assert str(Sample.draw([rows], 5000, room=2**28)) == "all 4,000 rows"

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from luban.artefact import finish_model
-from luban.auditing._base import SEED, Case
+from luban.auditing._base import ROOM, SEED, Case
 from luban.data.contracts import Array
 from luban.data.sampling import Sample
 from luban.errors import DataError
@@ -56,7 +56,7 @@ def _validation(case: Case) -> pl.DataFrame | None:
     """Return the rows by which the artefact's weights were chosen, drawn by lot where there are many; None where it had none."""
     if isinstance(case.origin, Unknown):
         return None
-    rows = Sample.draw(case.origin.split("validation"), case.limit, seed=SEED).rows
+    rows = Sample.draw(case.origin.split("validation"), case.limit, seed=SEED, room=ROOM).rows
     return rows if len(rows) else None
 
 

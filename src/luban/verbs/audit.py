@@ -14,7 +14,7 @@ import polars as pl
 from luban import files
 from luban._version import __version__
 from luban.artefact import Artefact, write_json
-from luban.auditing._base import Audit, Case
+from luban.auditing._base import ROOM, Audit, Case
 from luban.auditing._run import Store, choose, figures_of, guarded, run
 from luban.console import Console
 from luban.data.sampling import Sample
@@ -62,7 +62,8 @@ def audit(
         by: columns of groups; the recipe's ``data.groups`` by default.
         split: only rows that were ``train``, ``validation`` or ``test`` when the artefact was trained.
         against: rows to look for drift from; the training rows by default.
-        limit: rows looked at, of `data`, `against` and the training rows each, drawn by lot.
+        limit: rows looked at, of `data`, `against` and the training rows each, drawn by lot; of rows with pictures or long texts in
+            their cells as many as 256 MiB hold, which is said.
         fail_on: severity from which a finding makes `passed` false: high, medium or low.
         output: a JSON file to write.
         fresh: do everything anew.
@@ -204,7 +205,7 @@ def _drawn(
     chunks: Iterator[pl.DataFrame] = chunks_of(data, list(predictor.pipeline.inputs))
     if split is not None:
         chunks = of_split(predictor.pipeline, loaded.lineage, chunks, split)
-    sample = Sample.draw(chunks, limit, lambda rows: console.stage(say("reading"), rows))
+    sample = Sample.draw(chunks, limit, lambda rows: console.stage(say("reading"), rows), room=ROOM)
     console.end_stage()
     if not len(sample.rows):
         raise DataError("there is no row to look at" + (f" in split '{split}'" if split else ""))
