@@ -79,6 +79,23 @@ def test_the_page_of_two_is_chinese(artefact_of: Make, tmp_path: Path) -> None:
     assert "用此文件中的行训练过" in page
 
 
+def test_data_that_are_gone_are_missed_in_chinese(artefact_of: Make, tmp_path: Path) -> None:
+    """An error that a page quotes is a sentence, too, where it is one of ours."""
+    artefact = artefact_of("table")
+    rows = artefact.parent / "table.jsonl"
+    copy = shutil.copytree(artefact, tmp_path / "copy")
+    recipe = (copy / "recipe.yaml").read_text(encoding="utf-8")
+    assert str(rows) in recipe
+    (copy / "recipe.yaml").write_text(
+        recipe.replace(str(rows), str(tmp_path / "gone.jsonl")), encoding="utf-8"
+    )
+    luban.audit(copy, str(rows), output=copy / "audit.json", options=["fairness.min_rows=5"])
+    luban.report(copy, str(rows), output=tmp_path / "page.html", lang="zh", examples=0)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert list(english(page)) == []
+    assert page.count(f"“{tmp_path}”中没有“{tmp_path / 'gone.jsonl'}”；请给出存在的文件") >= 3
+
+
 def test_an_audit_of_before_is_shown_in_english(artefact_of: Make, tmp_path: Path) -> None:
     """Sentences were plain text once, and those of plug-ins still are."""
     artefact = artefact_of("table")
