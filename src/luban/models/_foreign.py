@@ -362,8 +362,9 @@ class ForeignEncoder(Encoder):
 
     @property
     def looks_up_once(self) -> bool:
-        """Whether the tokens of a batch are looked up in one place, all rows at once, so that gradients can attach there."""
-        return self.masks_padding
+        """Whether the tokens of a batch are looked up in one place, all rows at once where they are of one length, so that gradients
+        can attach there."""
+        return True
 
     def head(self) -> nn.Module | None:
         """Return what turns states into logits over the tokens, where there is such a thing."""

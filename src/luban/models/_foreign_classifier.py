@@ -75,7 +75,7 @@ class ForeignClassifier(ForeignEncoder):
 
     @property
     def looks_up_once(self) -> bool:
-        """As of any module; and a decoder looks the same text up again."""
+        """Not where texts go through by length, which may be more than they have; and a decoder looks the same text up again."""
         return self.masks_padding and not cast(Any, self.model).config.is_encoder_decoder
 
     def _width(self) -> int:
