@@ -25,7 +25,7 @@ from luban._version import __version__
 from luban.errors import InputError, LubanError
 from luban.files import finite
 from luban.imports import own_process, uncollected
-from luban.sentences import kept, named, say
+from luban.sentences import kept, named, say, translate
 
 if TYPE_CHECKING:
     from luban.console import Console
@@ -838,11 +838,9 @@ def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | No
 
 
 def _show_gates(gates: list[dict[str, Any]], language: str = "en") -> None:
-    from luban.reporting._words import Words
-
-    words = Words(language)
     for gate in gates:
-        _out(f"{words('gate.pass' if gate['passed'] else 'gate.fail'):<7} {words.sentence(gate['why'])}")
+        verdict = translate(say("pass") if gate["passed"] else say("FAIL"), language)
+        _out(f"{verdict:<7} {translate(gate['why'], language)}")
 
 
 # --- the outermost edge -----------------------------------------------------------------------------------

@@ -197,14 +197,16 @@ def progress(
     several = len(datas) > 1
     lines: list[list[_Line]] = []
     for data, name, colours in zip(datas, names or [""], ("ac", "bd"), strict=False):
-        prefix = f"{name}: " if several else ""
+        shown = [words("loss.train"), words("loss.validation")]
+        if several:
+            shown = [words("two.curves_of", what=name, name=one) for one in shown]
         looks = [(one["step"], one["loss"]) for one in data["history"] if one.get("loss") is not None]
         own: list[_Line] = []
         if data["training"]:
             training = [(x, y) for x, y in data["training"]]
-            own.append((prefix + words("loss.train"), colours[1] if several else "b", training))
+            own.append((shown[0], colours[1] if several else "b", training))
         if looks:
-            own.append((prefix + words("loss.validation"), colours[0], looks))
+            own.append((shown[1], colours[0], looks))
         lines.append(own)
     if not any(lines):
         return None
