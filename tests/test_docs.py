@@ -48,6 +48,7 @@ def test_recipes_in_documents_are_valid(page: Path, monkeypatch: pytest.MonkeyPa
         "luban.models.huggingface._config_of", lambda path: ({"model_type": "gpt_neox"}, None)
     )
     monkeypatch.setattr("luban.models.huggingface._edges_of", lambda path, config: {})
+    monkeypatch.setattr("luban.models.huggingface._segments_of", lambda path: [])
     for _, text in blocks(page, "yaml"):
         data = recipe.read_yaml(text).data
         if "imports" in data:

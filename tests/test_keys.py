@@ -87,6 +87,7 @@ OBJECTIVES: Cases = {
     "seq2seq": SUPERVISED | {"label_smoothing": 0.2},
     "r_drop": WRAPPED | {"alpha": 0.5},
     "reweigh": WRAPPED | {"by": ["g"]}, "fair": WRAPPED | {"by": ["g"], "alpha": 0.5, "constraint": "equalized_odds"},
+    "fair_adversary": WRAPPED | {"by": ["g"], "alpha": 0.5, "constraint": "equalized_odds", "hidden": 5, "learning_rate": 0.2},
     "dpo": {"base": {"chosen": "a", "rejected": "b"}, "weight": 2.0, "chosen": "c", "rejected": "c", "beta": 0.5, "variant": "ipo", "label_smoothing": 0.2},
     "causal_lm": LANGUAGE, "masked_lm": LANGUAGE | {"share": 0.5, "masked": 0.1, "random": 0.2, "whole_word": True}, "next_sentence": LANGUAGE | {"pairs": "order"},
     "focal": CLASSES | {"gamma": 0.5}, "huber": SUPERVISED | {"delta": 0.1}, "mean_absolute": SUPERVISED, "mean_squared": SUPERVISED,
@@ -323,7 +324,12 @@ def see_objectives(component: Any) -> Any:
     if kind == "number":
         batch = {name: value.float() for name, value in batch.items()}
     if isinstance(component, Wrapping):
-        parts = component.forward(TwoHeads(), batch | {"x.value": torch.randn(10, 4, generator=generator)})
+        model, batch["x.value"] = TwoHeads(), torch.randn(10, 4, generator=generator)
+        component.begin(model)
+        for _ in range(3):  # what learns something itself shows it in the next update
+            parts = component.forward(model, batch)
+            torch.stack([one.weight * one.total for one in parts.values()]).sum().backward()
+            component.after_update()
         return {name: (float(one.total.detach()), one.weight) for name, one in parts.items()}
     return {
         name: (float(one.total), float(one.count), one.weight)

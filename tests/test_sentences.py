@@ -65,7 +65,10 @@ def test_all_that_code_names_has_a_name() -> None:
     assert set(CATALOGUE["audits"]) == set(names("audits"))
     assert set(CATALOGUE["methods"]) == set(names("explainers"))
     places = [
-        tree for file, tree in TREES.items() if file.parent.name in ("auditing", "processors", "evaluation")
+        tree
+        for file, tree in TREES.items()
+        if file.parent.name in ("auditing", "processors", "evaluation", "explaining")
+        or file.name == "explain.py"
     ]
     words = {
         str(node.value)
@@ -76,7 +79,11 @@ def test_all_that_code_names_has_a_name() -> None:
     text = "\n".join(words)  # a name may be a part of an f-string
     for part in ("names", "tables", "cells"):
         missing = [
-            name for name in CATALOGUE[part] if name not in text and name.partition("_")[2] not in text
+            name
+            for name in CATALOGUE[part]
+            # The bounds of an interval are put behind the name of what it is of.
+            if (bare := name.removesuffix("_low").removesuffix("_high")) not in text
+            and bare.partition("_")[2] not in text
         ]
         missing = [name for name in missing if name not in names("processors")]
         assert not missing, f"{part}: {missing} are names of nothing"
@@ -192,6 +199,7 @@ def test_data_with_a_key_of_that_name_are_not_mixed_up_with_sentences() -> None:
     ("template", "values", "read"),
     [
         ("looked at {sample}", {}, "查看了{s}"),
+        ("looking at {sample}", {}, "查看{s}"),
         (
             "measured on {n:,} rows with a known truth, of {sample}",
             {"n": 380},
@@ -249,3 +257,14 @@ def test_every_sentence_that_holds_a_sample_is_read_above() -> None:
     (marks,) = test_a_drawn_sample_reads_well_wherever_it_stands.pytestmark
     read = {case[0] for case in marks.args[1]}
     assert read == {text for text in _said() if {name for name, _ in _gaps(text)} & _SAMPLES}
+
+
+def test_a_sample_that_is_bounded_by_its_room_says_so() -> None:
+    rows = pl.DataFrame({"a": range(4000)})
+    drawn = Sample.draw([rows], 3000, room=8_000)
+    assert len(drawn.rows) < 1000
+    said = say("looked at {sample}", sample=drawn)
+    assert said == f"looked at {len(drawn.rows)} rows drawn from 4,000 (no more fit into 0.007629 MiB)"
+    assert translate(said, "zh") == f"查看了抽取的 {len(drawn.rows)} 行样本（共 4,000 行，限 0.007629 MiB）"
+    assert str(Sample.draw([rows], 10, room=2**28)) == "10 rows drawn from 4,000"
+    assert str(Sample.draw([rows], 5000, room=2**28)) == "all 4,000 rows"

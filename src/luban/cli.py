@@ -25,7 +25,7 @@ from luban._version import __version__
 from luban.errors import InputError, LubanError
 from luban.files import finite
 from luban.imports import own_process, uncollected
-from luban.sentences import kept, named, say
+from luban.sentences import kept, named, say, translate
 
 if TYPE_CHECKING:
     from luban.console import Console
@@ -69,10 +69,10 @@ Weights = Annotated[
 ]
 
 
-def _console() -> Console:
+def _console(language: str = "en") -> Console:
     from luban.console import Terminal
 
-    return Terminal()
+    return Terminal(language)
 
 
 def _out(text: str) -> None:
@@ -465,7 +465,8 @@ def audit(
         from luban.reporting._words import Words
         from luban.verbs.audit import audit as verb
 
-    console, words = _console(), Words(lang)
+    words = Words(lang)
+    console = _console(lang)
     result = verb(
         artefact,
         data,
@@ -502,9 +503,9 @@ def audit(
             console.say(f"        {words.sentence(finding['advice'])}")
         if result["audits"] and not result["findings"]:
             _out(words("nothing_found", audit=words.listed([audits[name] for name in result["audits"]])))
-        _show_gates([{**gate, "why": words.sentence(gate["why"])} for gate in result["gates"]])
+        _show_gates(result["gates"], lang)
         if output is not None:
-            console.say(f"all figures and tables: {output}")
+            console.say(say("all figures and tables: {file}", file=output))
     if not result["passed"]:
         raise typer.Exit(1)
 
@@ -551,14 +552,18 @@ def explain(
         str | None, typer.Option("-o", "--output", help="A folder for pictures, a page and the JSON.")
     ] = None,
     force: Force = False,
+    lang: Annotated[str, typer.Option(help="Language of the page and of what is printed: en or zh.")] = "en",
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Say why: which words, pixels or columns speak for a prediction, and which against."""
     with uncollected():
         from luban.explaining import _render
+        from luban.reporting._words import Words
         from luban.verbs.explain import explain as verb
 
+    Words(lang)  # refuses what is no language
+    console = _console(lang)
     result = verb(
         artefact,
         data,
@@ -573,22 +578,22 @@ def explain(
         seed=seed,
         output=output,
         force=force,
+        lang=lang,
         device=device,
-        console=_console(),
+        console=console,
     )
     if as_json:
         _json(finite(result))
         return
-    console = _console()
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for one in result.get("explanations", []):
-        _out(_render.terminal(one, color=color))
+        _out(_render.terminal(one, color=color, language=lang))
     if "survey" in result and output is None:
-        _out(_render.tables_text(result["survey"]["tables"]))
+        _out(_render.tables_text(result["survey"]["tables"], language=lang))
     if result.get("tables") and output is None:
-        _out(_render.tables_text(result["tables"]))
+        _out(_render.tables_text(result["tables"], language=lang))
     for row, why in result["unreadable"].items():
-        console.say(f"row {row} could not be explained: {why}")
+        console.say(_render.unexplained(row, why))
     for note in result["notes"]:
         console.say(note)
     if output is not None:
@@ -640,15 +645,20 @@ def compare(
         if left is not None:
             _out(f"{key:<28} {left!s:>14} {right!s:>14}")
     if data is None:
-        if not result["same_rows"]:
-            _console().say(
+        other = {name: metric["value"] for name, metric in result["b"]["metrics"].items()}
+        known = {
+            name: (metric["value"], other[name])
+            for name, metric in result["a"]["metrics"].items()
+            if metric["value"] is not None and other.get(name) is not None
+        }
+        told = {name: values for name, values in known.items() if name not in result["incomparable"]}
+        # Where all that both measured is incomparable, the warnings have said what helps.
+        if not result["same_rows"] and (told or not known):
+            console.say(
                 "careful: the two were measured on different rows; give DATA to score both on the same"
             )
-        for name, metric in result["a"]["metrics"].items():
-            other = result["b"]["metrics"].get(name, {}).get("value")
-            known = metric["value"] is not None and other is not None
-            if known and name not in result["incomparable"]:
-                _out(f"{name:<28} {metric['value']:>14.4f} {other:>14.4f}")
+        for name, (left, right) in told.items():
+            _out(f"{name:<28} {left:>14.4f} {right:>14.4f}")
         return
     for target, compared in result["differences"].items():
         for name, difference in compared["differences"].items():
@@ -827,9 +837,10 @@ def _show_metrics(console: Console | None, metrics: dict[str, Any], on: str | No
         write(f"  {name:<28} {metric['value']:.4f}{interval}")
 
 
-def _show_gates(gates: list[dict[str, Any]]) -> None:
+def _show_gates(gates: list[dict[str, Any]], language: str = "en") -> None:
     for gate in gates:
-        _out(f"{'pass' if gate['passed'] else 'FAIL':<7} {gate['why']}")
+        verdict = translate(say("pass") if gate["passed"] else say("FAIL"), language)
+        _out(f"{verdict:<7} {translate(gate['why'], language)}")
 
 
 # --- the outermost edge -----------------------------------------------------------------------------------

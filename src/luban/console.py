@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from luban.sentences import say, translate
 from luban.training.callbacks._base import Callback
 from luban.training.progress import Progress
 
@@ -42,7 +43,13 @@ def duration(seconds: float) -> str:
 
 
 class Console:
-    """Says nothing; what the Python API uses. `Terminal` speaks."""
+    """Says nothing; what the Python API uses. `Terminal` speaks.
+
+    Attributes:
+        language: ``en`` or ``zh``; what sentences are said in, as far as they have a translation.
+    """
+
+    language: str = "en"
 
     def say(self, sentence: str) -> None:
         """Tell a fact."""
@@ -59,18 +66,23 @@ class Console:
 
 
 class Terminal(Console):
-    """Writes to stderr: lines anywhere, and bars where a person watches."""
+    """Writes to stderr: lines anywhere, and bars where a person watches.
 
-    def __init__(self) -> None:
+    Args:
+        language: ``en`` or ``zh``.
+    """
+
+    def __init__(self, language: str = "en") -> None:
         from rich.console import Console as RichConsole
 
+        self.language = language
         self.rich: RichConsole = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._stage = ""
         self._shown = self._begun = 0.0
 
     def say(self, sentence: str) -> None:
         self.end_stage()
-        self.rich.print(sentence, markup=False)
+        self.rich.print(translate(sentence, self.language), markup=False)
 
     def stage(self, name: str, rows: int, total: int | None = None) -> None:
         if not self.rich.is_terminal:
@@ -82,12 +94,18 @@ class Terminal(Console):
         elif now - self._shown < 0.1:
             return
         self._stage, self._shown = name, now
-        text = f"{name}: {rows:,} rows" if rows else name
+        text = say("{stage}: {n:,} rows", stage=name, n=rows) if rows else name
         if total and 0 < rows <= total:
             done = round(10 * rows / total)
-            left = (now - self._begun) / rows * (total - rows)
-            text = f"{name}  {'━' * done}{'╌' * (10 - done)}  {rows:,} of {total:,} rows, {left:,.0f} s left"
-        sys.stderr.write(f"\r  {text}\x1b[K")
+            text = say(
+                "{stage}  {bar}  {n:,} of {of:,} rows, {left:,.0f} s left",
+                stage=name,
+                bar="━" * done + "╌" * (10 - done),
+                n=rows,
+                of=total,
+                left=(now - self._begun) / rows * (total - rows),
+            )
+        sys.stderr.write(f"\r  {translate(text, self.language)}\x1b[K")
         sys.stderr.flush()
 
     def end_stage(self) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "MissingError",
     "ParityError",
     "RecipeError",
+    "closest",
     "did_you_mean",
 ]
 
@@ -94,6 +95,17 @@ class MachineError(LubanError):
     """The machine failed: a full disk, a file that cannot be written, a lost device."""
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that is most like another, or an empty string where none is.
+
+    Example:
+        >>> closest("hiden", ["hidden", "dropout"])
+        'hidden'
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return close[0] if close else ""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, or an empty string.
 
@@ -101,5 +113,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         >>> did_you_mean("hiden", ["hidden", "dropout"])
         "; did you mean 'hidden'?"
     """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    close = closest(word, known)
+    return f"; did you mean '{close}'?" if close else ""

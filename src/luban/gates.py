@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from luban.errors import RecipeError, did_you_mean
+from luban.errors import RecipeError, closest, did_you_mean
 from luban.sentences import say
 
 __all__ = ["SEVERITIES", "Gate", "Verdict", "judge"]
@@ -133,10 +133,10 @@ def judge(
         value = figures.get(gate.name)
         if value is None:
             known = [name for name, one in figures.items() if one is not None]
-            close = did_you_mean(gate.name, known)
+            close = closest(gate.name, known)
             why = (
                 say(
-                    "{gate} is not met: '{name}' was not measured{close}",
+                    "{gate} is not met: '{name}' was not measured; did you mean '{close}'?",
                     gate=gate.text,
                     name=gate.name,
                     close=close,

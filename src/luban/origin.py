@@ -14,13 +14,14 @@ from luban.data.pipeline import Pipeline, is_fitted_step, row_keys
 from luban.data.prepare import SPLITS, split_rows
 from luban.errors import ArtefactError, DataError, LubanError, RecipeError
 from luban.recipe import Section, read_yaml
-from luban.sentences import say
+from luban.sentences import Sentence, say
 
 __all__ = ["Origin", "Unknown", "of_split", "require_split", "with_options_of"]
 
 Why = Literal["not_trained_here", "no_recipe", "data_remote", "data_gone", "data_changed"]
 
 _SQLITE = "sqlite:///"
+_TOLD = 200  # characters of an error that are told; one that is a sentence of ours can be said in another language
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,10 @@ class Origin:
                 sources[name] = cast(Source, Section("sources").parse(options))
                 found = sources[name].fingerprint()
             except (LubanError, OSError, ValueError) as error:
-                return Unknown("data_gone", " ".join(str(error).split())[:200])
+                told = str(error)
+                if not isinstance(told, Sentence) or len(told) > _TOLD:
+                    told = " ".join(told.split())[:_TOLD]
+                return Unknown("data_gone", told)
             if found != known.get(name):
                 return Unknown("data_changed", name)
         return cls(pipeline, lineage, sources) if "train" in sources else Unknown("no_recipe")

@@ -29,6 +29,7 @@ from luban.generation.options import Generation
 from luban.generation.reader import Piece
 from luban.language import Speaker, speaker_of
 from luban.recipe import Component, Section, options_from, read_yaml
+from luban.sentences import say
 from luban.writing import Writer, writer_of
 
 __all__ = ["TOLERANCE", "Predictor", "drift", "frame_of", "load", "of_artefact"]
@@ -295,9 +296,11 @@ class Predictor:
         for column, processor in self.pipeline.inputs.items():
             for i, bad in enumerate(processor.invalid(cleaned[column]).to_list()):
                 if bad:
-                    reasons[i] = (
-                        reasons[i]
-                        or f"column '{column}': {str(cleaned[column][i])[:60]!r} cannot be read as {processor.type}"
+                    reasons[i] = reasons[i] or say(
+                        "column '{column}': {cell!r} cannot be read as {kind}",
+                        column=column,
+                        cell=str(cleaned[column][i])[:60],
+                        kind=processor.type,
                     )
         return reasons
 

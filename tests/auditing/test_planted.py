@@ -11,6 +11,7 @@ import pytest
 import luban
 from audit_cases import case_of, people, trained
 from luban.artefact import Artefact
+from luban.auditing._run import figures_of
 from luban.auditing._small import auc
 from luban.auditing.columns import Columns
 from luban.auditing.drift import _area, population_stability
@@ -18,6 +19,7 @@ from luban.auditing.duplicates import Duplicates
 from luban.auditing.labels import Labels, noise, suspects
 from luban.auditing.leakage import Leakage, alone
 from luban.auditing.privacy import Privacy
+from luban.gates import Gate, judge
 from luban.origin import Origin
 from luban.recipe import Section
 
@@ -124,6 +126,30 @@ def test_an_opinion_that_knows_nothing_accuses_nobody(sound: Path, prior: float)
         assert "are probably wrong" not in finding.sentence
         assert "no better than always saying the commonest class" in finding.sentence
         assert "worth a look" in finding.sentence
+        assert "noise" not in finding.figures
+    # Nor does a gate take the noise of such an opinion, high or 0, for a measurement.
+    assert result.figures["noise"] is None
+    assert result.figures["label.noise"] is None
+    gates = [Gate.parse("labels.noise <= 0.4"), Gate.parse("labels.label.noise <= 0.4")]
+    for verdict in judge(gates, figures_of([result]), []):
+        assert not verdict.passed
+        assert "was not measured" in verdict.why
+
+
+def test_a_gate_on_all_labels_waits_for_each_target(sound: Path, tmp_path: Path) -> None:
+    """Of two targets one cannot be told: its noise is not measured, the other's is, and that of all is not."""
+    rows = people(1200, seed=5)
+    drawn = np.random.default_rng(6).random(len(rows)) < 0.06
+    rows = rows.with_columns(pl.Series("luckless", np.where(drawn, "yes", "no")))
+    trained(tmp_path, rows, {"targets": {"label": "binary", "luckless": "binary"}})
+    result = Labels().run(case_of(tmp_path / "model", rows))
+    assert result.figures["luckless.noise"] is result.figures["noise"] is None
+    gates = [Gate.parse("labels.label.noise <= 0.05"), Gate.parse("labels.noise <= 0.05")]
+    assert [one.passed for one in judge(gates, figures_of([result]), [])] == [True, False]
+    told = [one.sentence for one in result.findings if one.where == "luckless"] + list(map(str, result.notes))
+    assert any("cannot tell how many labels are wrong" in one for one in told)
+    alone = Labels().run(case_of(sound / "model", rows))
+    assert alone.figures["noise"] == alone.figures["label.noise"] == result.figures["label.noise"]
 
 
 def test_one_suspect_is_one_row_and_unexplained_contradictions_alone_are_wrong_labels(sound: Path) -> None:

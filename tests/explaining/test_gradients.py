@@ -176,19 +176,24 @@ def test_adapters_are_explained_too() -> None:
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
 
 
-def test_other_peoples_models() -> None:
+@pytest.mark.parametrize("kind", ["bert", "fnet"])
+def test_other_peoples_models(kind: str) -> None:
+    """FNet sees padding, so that its texts go through by their lengths."""
     pytest.importorskip("transformers")
     config = {
-        "model_type": "bert", "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "model_type": kind, "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 48, "max_position_embeddings": 128,
     }  # fmt: skip
     own = predictor(
         ["review"], "label", {"type": "huggingface", "config": config}, kinds={"review": WORDPIECE}
     )
-    case = Case.of(own, frame().head(3))
+    encoder = own.model.encoders["@review"]
+    assert encoder.masks_padding is (kind == "bert")
+    case = Case.of(own, frame()[[0, 1, 2, 3, 1, 5]])
+    assert len({len(one.pieces) for one in case.pieces("review")}) > 3
     assert IntegratedGradients().refusal(case) is None
     found = IntegratedGradients(steps=24, baseline="zero", keep_special=False).explain(case)
-    encoder = own.model.encoders["@review"]
+    np.testing.assert_allclose(found[1].parts["review"].values, found[4].parts["review"].values, atol=1e-6)
     ids = case.batch()["review.ids"]
     assert isinstance(ids, Ragged)
 
@@ -216,6 +221,48 @@ def test_other_peoples_models() -> None:
         with torch.no_grad():
             table.weight[0] = before
         np.testing.assert_allclose(one.parts["review"].values, theirs.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["electra", "gpt_neox"])
+def test_other_peoples_classifiers(kind: str) -> None:
+    """Equal to captum's of a classifier of transformers, with its own pooling, dense layer and head."""
+    transformers = pytest.importorskip("transformers")
+    config = {
+        "model_type": kind, "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 128, "pad_token_id": 0,
+    }  # fmt: skip
+    model = {"type": "huggingface", "task": "classifier", "config": config}
+    own = predictor(["review"], "label", model, kinds={"review": WORDPIECE})
+    case = Case.of(own, frame().head(3))
+    assert IntegratedGradients().refusal(case) is None
+    found = IntegratedGradients(steps=24, keep_special=False, baseline="pad").explain(case)
+    encoder = own.model.encoders["@review"]
+    theirs = transformers.AutoModelForSequenceClassification.from_config(
+        transformers.AutoConfig.for_model(**config, num_labels=3)
+    ).eval()
+    weights = dict(encoder.model.state_dict())
+    head = {
+        f"{encoder.decision}.{name}": value for name, value in own.model.heads["@label"].state_dict().items()
+    }
+    theirs.load_state_dict(weights | head)
+    gradients = captum.LayerIntegratedGradients(
+        lambda ids, mask: theirs(input_ids=ids, attention_mask=mask).logits, theirs.get_input_embeddings()
+    )
+    ids = case.batch()["review.ids"]
+    assert isinstance(ids, Ragged)
+    for row, one in enumerate(found):
+        expected = gradients.attribute(
+            ids[row][None],
+            torch.zeros_like(ids[row])[None],
+            target=int(case.chosen[row]),
+            additional_forward_args=torch.ones_like(ids[row])[None],
+            n_steps=24,
+            method="gausslegendre",
+        )[0].sum(-1)
+        pieces = case.pieces("review")[row]
+        np.testing.assert_allclose(
+            one.parts["review"].values, pieces.gather(expected.detach().double().numpy()), atol=1e-5
+        )
 
 
 # --- captum's -----------------------------------------------------------------------------------------------
@@ -328,6 +375,46 @@ def test_a_small_budget_changes_nothing() -> None:
         assert isinstance(other, Flat)
         np.testing.assert_allclose(value.values, other.values, atol=1e-6)
     np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-6)
+
+
+def test_batches_are_of_one_length_where_padding_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    config = {
+        "model_type": "fnet", "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48,
+        "max_position_embeddings": 128,
+    }  # fmt: skip
+    kinds = {"review": {**WORDPIECE, "special": False}}
+    own = predictor(["review", "age"], "label", {"type": "huggingface", "config": config}, kinds=kinds)
+    rows = frame()
+    rows = rows.with_columns(pl.Series("review", ["", *rows["review"][1:]]))
+    case = Case.of(own, rows)
+    assert IntegratedGradients().refusal(case) is None
+    assert len(case.pieces("review")[0].pieces) == 0
+    seen: list[set[int]] = []
+    forward = own.model.forward
+
+    def watching(batch: dict[str, Any]) -> Any:
+        ids = batch["review.ids"]
+        assert isinstance(ids, Ragged)
+        seen.append({*ids.lengths.tolist()})
+        return forward(batch)
+
+    monkeypatch.setattr(own.model, "forward", watching)
+    monkeypatch.setattr(
+        _gradients, "GRAIN", 16
+    )  # a batch that is filled up would have a row of another length
+    alphas, weights = rule_of("gauss_legendre", 8)
+    found = attribute(case, lambda site: torch.zeros_like(site.actual), alphas, weights)
+    assert all(len(one) == 1 for one in seen[:-1])
+    assert len(seen[-1]) > 3, "the scores need no gradient"
+    ages = found.values["age.value"]
+    assert not isinstance(ages, Flat)
+    assert np.abs(ages).min() > 0, "every row has its number's part, the one without a text, too"
+    one = GradientXInput().explain(case)
+    for row in range(len(case)):
+        alone = GradientXInput().explain(case.part(row, row + 1))[0]
+        for column, part in alone.parts.items():
+            np.testing.assert_allclose(one[row].parts[column].values, part.values, atol=1e-6)
 
 
 def test_a_look_up_of_ones_own_is_refused() -> None:

@@ -337,7 +337,22 @@ def test_rollout_refuses_who_tells_no_attention_of_each_token_to_each(kind: str)
     )
 
 
-def foreign(kind: str, **options: Any) -> Predictor:
+def test_classifiers_of_others_pool_in_ways_of_their_own() -> None:
+    pytest.importorskip("transformers")
+    case = Case.of(foreign("electra", task="classifier"), frame().head(2))
+    assert AttentionRollout().refusal(case) == (
+        "the architecture 'electra' pools in a way of its own as a classifier, so nobody can tell where attention is read off"
+    )
+    assert IntegratedGradients().refusal(case) is None
+    for found in Occlusion().explain(case):
+        assert np.isfinite(found.parts["review"].values).all()
+    # A decoder looks the text up again, and gradients would attach to one of the two.
+    pair = {"bos_token_id": 0, "eos_token_id": 3, "pad_token_id": 0, "decoder_start_token_id": 3, "d_model": 32, "decoder_layers": 1, "encoder_layers": 1}  # fmt: skip
+    case = Case.of(foreign("bart", task="classifier", more=pair), frame().head(2))
+    assert "no gradient can attach to 'review'" in (IntegratedGradients().refusal(case) or "")
+
+
+def foreign(kind: str, more: dict[str, Any] | None = None, **options: Any) -> Predictor:
     """A tiny model of an architecture of transformers."""
     sizes: dict[str, Any] = {
         "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -348,6 +363,14 @@ def foreign(kind: str, **options: Any) -> Predictor:
         sizes |= {"bos_token_id": 0, "eos_token_id": 0}
     if kind == "longformer":
         sizes["attention_window"] = 4
+    if kind == "bart":
+        del (
+            sizes["hidden_size"],
+            sizes["intermediate_size"],
+            sizes["num_hidden_layers"],
+            sizes["num_attention_heads"],
+        )
+    sizes |= more or {}
     model = {"type": "huggingface", "config": {"model_type": kind, **sizes}, **options}
     return predictor(["review"], "label", model, kinds={"review": WORDPIECE})
 

@@ -64,12 +64,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def of(kind: str) -> tuple[Any, torch.nn.Module]:
         if kind not in made:
             path = Path(tmp_path_factory.mktemp(kind))
-            model = theirs(kind)
-            model.save_pretrained(path)
-            family = Section("models").parse({"type": "huggingface", "task": "causal_lm", "from": str(path)})
-            assert isinstance(family, HuggingFace)
-            module = family.build(spec())
-            assert family.load_pretrained(module) == []
+            with torch.inference_mode(False):  # which test asks first is chance
+                model = theirs(kind)
+                model.save_pretrained(path)
+                family = Section("models").parse(
+                    {"type": "huggingface", "task": "causal_lm", "from": str(path)}
+                )
+                assert isinstance(family, HuggingFace)
+                module = family.build(spec())
+                assert family.load_pretrained(module) == []
             made[kind] = (model, module.eval())
         return made[kind]
 

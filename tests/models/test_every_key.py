@@ -81,7 +81,8 @@ KEYS: dict[str, dict[str, Any]] = {
         "start": 3, "forced_first": 4, "forced_last": 5, "pool": "max", "eps": 0.1,
     },
     "huggingface": {"encoders": {"照片": "mlp"}, "from": "pretrained", "config": ELECTRA | {"num_hidden_layers": 1}, "pool": "max", "max_positions": 40,
-        "task": "masked_lm", "start": (PAIR, 3), "forced_first": (PAIR, 4), "forced_last": (PAIR, 5)},
+        "task": "masked_lm", "segments": ({"task": "classifier"}, [[*range(20)]]),
+        "start": (PAIR, 3), "forced_first": (PAIR, 4), "forced_last": (PAIR, 5)},
     "smollm": LLAMA | {"kv_heads": 3, "size": ({"hidden": None, "dropout": None, "layers": 1}, "small")},
 }  # fmt: skip
 

@@ -118,6 +118,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "smollm": [{"recompute": True, "activation": "gelu_tanh"}],
     "huggingface": [
         *({"pool": pool} for pool in ("first", "last", "max")),
+        {"task": "classifier"},
         {
             "config": {**ELECTRA, "model_type": "albert", "num_hidden_groups": 1, "type_vocab_size": 2},
             "hidden": [8],

@@ -1,4 +1,4 @@
-"""Tiny models of every kind, to report on, with names and texts that would be markup if nobody escaped them."""
+"""Tiny models of every kind, to report on, with names and texts that would be markup if nobody escaped them; and what of a page is English."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import base64
 import io
 import json
 import random
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,57 @@ import luban
 HOSTILE = "<script>alert('x')</script>"
 """A class, a group and a text."""
 BREAKING = '"><img src=x onerror=alert(1)> & | `code` {{ 7 * 7 }} https://example.com/x.png'
+ENGLISH = re.compile(r"\b[a-z]{2,}(?: [a-z]{2,})+\b")
+"""Two words of lower case, one after the other: a phrase, and no name of a method, an author or a unit."""
+NAMES = (
+    "a column with a very long name that nobody would write by hand",
+    HOSTILE,
+    BREAKING,
+    "img src",
+    "a old small one",
+    "luban train",
+    "luban import",
+)
+"""Of columns and values of the data, and of commands."""
+OPTIONS = r"（[A-Z][^）]*(?:19|20)\d{2}[^）]*）|--\w+ \w+|objective \w+(?:（\w+: \w+）)?| \w+: \w+"
+
+
+class Texts(HTMLParser):
+    """The texts that a reader sees, but for code and the rows of the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inside: list[str] = []
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "img", "br", "input"):
+            self._inside.append(tag)
+        self.found += [value for name, value in attrs if name in ("alt", "title", "aria-label") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._inside and self._inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script", "code", "pre", "article"} & {*self._inside} and data.strip():
+            self.found.append(" ".join(data.split()))
+
+
+def english(page: str, least: int = 50) -> Iterator[str]:
+    """Yield what is English on a page, of more texts than `least`."""
+    texts = Texts()
+    texts.feed(page)
+    assert len(texts.found) > least
+    for text in texts.found:
+        plain = text
+        for name in NAMES:
+            plain = plain.replace(name, "")
+        plain = re.sub(OPTIONS, "", plain)
+        if ENGLISH.search(plain):
+            yield text
+
+
 QUICK: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 32,

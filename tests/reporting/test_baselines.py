@@ -371,7 +371,8 @@ def test_a_reservoir_has_room_for_so_many_bytes() -> None:
     assert all(
         text == f"{place:05d}" * 2000 for text, place in zip(found.rows["text"], found.places, strict=True)
     )
-    assert str(found) == f"{len(found.rows)} rows drawn from 1,000"
+    assert str(found) == f"{len(found.rows)} rows drawn from 1,000 (no more fit into 0.9537 MiB)"
+    assert str(found.take(7)) == "7 rows drawn from 1,000", "fewer were asked for than there was room for"
 
 
 def test_a_reservoir_of_large_rows_holds_no_others() -> None:

@@ -4,67 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from report_cases import BREAKING, HOSTILE
+from report_cases import english
 
 import luban
 
 Make = Callable[[str], Path]
-ENGLISH = re.compile(r"\b[a-z]{2,}(?: [a-z]{2,})+\b")
-"""Two words of lower case, one after the other: a phrase, and no name of a method, an author or a unit."""
-NAMES = (
-    "a column with a very long name that nobody would write by hand",
-    HOSTILE,
-    BREAKING,
-    "img src",
-    "a old small one",
-    "luban train",
-    "luban import",
-)
-"""Of columns and values of the data, and of commands."""
-OPTIONS = r"（[A-Z][^）]*(?:19|20)\d{2}[^）]*）|--\w+ \w+|objective \w+(?:（\w+: \w+）)?| \w+: \w+"
-
-
-class Texts(HTMLParser):
-    """The texts that a reader sees, but for code and the rows of the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._inside: list[str] = []
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "link", "img", "br", "input"):
-            self._inside.append(tag)
-        self.found += [value for name, value in attrs if name in ("alt", "title", "aria-label") and value]
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._inside and self._inside.pop() != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "script", "code", "pre", "article"} & {*self._inside} and data.strip():
-            self.found.append(" ".join(data.split()))
-
-
-def english(page: str) -> Iterator[str]:
-    """Yield what is English on a page."""
-    texts = Texts()
-    texts.feed(page)
-    assert len(texts.found) > 50
-    for text in texts.found:
-        plain = text
-        for name in NAMES:
-            plain = plain.replace(name, "")
-        plain = re.sub(OPTIONS, "", plain)
-        if ENGLISH.search(plain):
-            yield text
 
 
 def audited(artefact: Path, folder: Path, rows: Path, **options: Any) -> Path:
@@ -127,6 +77,23 @@ def test_the_page_of_two_is_chinese(artefact_of: Make, tmp_path: Path) -> None:
     page = (tmp_path / "two.html").read_text(encoding="utf-8")
     assert list(english(page)) == []
     assert "用此文件中的行训练过" in page
+
+
+def test_data_that_are_gone_are_missed_in_chinese(artefact_of: Make, tmp_path: Path) -> None:
+    """An error that a page quotes is a sentence, too, where it is one of ours."""
+    artefact = artefact_of("table")
+    rows = artefact.parent / "table.jsonl"
+    copy = shutil.copytree(artefact, tmp_path / "copy")
+    recipe = (copy / "recipe.yaml").read_text(encoding="utf-8")
+    assert str(rows) in recipe
+    (copy / "recipe.yaml").write_text(
+        recipe.replace(str(rows), str(tmp_path / "gone.jsonl")), encoding="utf-8"
+    )
+    luban.audit(copy, str(rows), output=copy / "audit.json", options=["fairness.min_rows=5"])
+    luban.report(copy, str(rows), output=tmp_path / "page.html", lang="zh", examples=0)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert list(english(page)) == []
+    assert page.count(f"“{tmp_path}”中没有“{tmp_path / 'gone.jsonl'}”；请给出存在的文件") >= 3
 
 
 def test_an_audit_of_before_is_shown_in_english(artefact_of: Make, tmp_path: Path) -> None:

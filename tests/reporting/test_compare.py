@@ -128,6 +128,9 @@ def test_where_tokens_differ_only_bytes_can_be_compared(
     assert found["incomparable"] == {"text.loss": why, "text.perplexity": why}
     text = (tmp_path / "two.md").read_text(encoding="utf-8")
     assert "text: bits per byte is" in text
+    assert found["curves_apart"] == why
+    for which in ("a", "c"):
+        assert f"Loss: {which}" in text
     recorded = luban("compare", a, other)
     assert "text.bits_per_byte" in recorded.out
     assert "text.perplexity" not in recorded.out
@@ -173,6 +176,8 @@ def test_masked_models_are_asked_for_the_same_tokens(tmp_path: Path, luban: Luba
     for one in found["differences"]["text"]["differences"].values():
         assert (one["value"], one["low"], one["high"]) == (0, 0, 0)
     assert found["incomparable"] == {}
+    assert found["curves_apart"] == "the two were asked for other tokens", "while they were trained"
+    assert "Loss: b" in (tmp_path / "two.md").read_text(encoding="utf-8")
     (warning,) = found["warnings"][:1]
     assert warning.endswith(
         "hide tokens otherwise (length 32, share 0.15; length 16, share 0.9), so both are asked for those that the first hides"
@@ -191,11 +196,15 @@ def test_masked_models_are_asked_for_the_same_tokens(tmp_path: Path, luban: Luba
     assert "text.loss" not in luban("compare", a, b).out
 
 
-def test_masked_models_with_other_tokens_have_nothing_to_be_compared_by(tmp_path: Path) -> None:
+def test_masked_models_with_other_tokens_have_nothing_to_be_compared_by(tmp_path: Path, luban: Luban) -> None:
     a, b = filling(tmp_path, "a"), filling(tmp_path, "b", vocabulary=80)
     found = luban_api.compare(a, b, str(tmp_path / "masked.jsonl"), output=tmp_path / "two.md")
     assert {one["value"] for one in found["differences"]["text"]["differences"].values()} == {None}
     assert "masked models have nothing else to be compared by" in found["warnings"][0]
+    assert "tune both for the same task and compare what comes of it" in found["warnings"][0]
+    recorded = luban("compare", a, b)
+    assert "tune both for the same task" in recorded.err
+    assert "give DATA" not in recorded.err, "it would not help"
     text = (tmp_path / "two.md").read_text(encoding="utf-8")
     assert "text: there is nothing to compare by, since the two cut texts into tokens otherwise." in text
     assert "is better by" not in text
@@ -396,3 +405,19 @@ def test_the_page_of_two_has_what_is_known_of_both(artefact_of: Any, tmp_path: P
     assert "No audit lies beside other." in text
     assert "`luban audit other DATA -o other/audit.json`" in text
     assert "one: there is no baseline beside it: it was not asked for." in text
+
+
+def test_losses_of_models_trained_by_another_loss_are_drawn_apart(artefact_of: Any, tmp_path: Path) -> None:
+    artefact = artefact_of("texts")
+    other = shutil.copytree(artefact, tmp_path / "other")
+    recipe = (other / "recipe.yaml").read_text(encoding="utf-8")
+    assert "label_smoothing: 0.0" in recipe
+    (other / "recipe.yaml").write_text(recipe.replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
+    assert luban_api.compare(artefact, artefact)["curves_apart"] is None
+    found = luban_api.compare(artefact, other, output=tmp_path / "two.md", baselines=False)
+    assert found["curves_apart"] == "the two were trained by other losses"
+    assert found["incomparable"] == {}
+    text = (tmp_path / "two.md").read_text(encoding="utf-8")
+    assert "Loss: texts" in text
+    assert "Loss: other" in text
+    assert "since the two were trained by other losses" in text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from luban.reporting._blocks import Chart, Grid, Table
+from luban.reporting._blocks import Block, Chart, Grid, Note, Table
 from luban.reporting._sections import progress
 from luban.reporting._words import Words
 
@@ -26,7 +27,11 @@ def content(training: list[tuple[float, float]], history: list[dict[str, float]]
 def charts(datas: list[dict[str, Any]], names: list[str] | None = None) -> list[Chart]:
     made = progress(datas, Words("en"), names)
     assert made is not None
-    (grid,) = made.blocks
+    return drawn(made.blocks)
+
+
+def drawn(blocks: Sequence[Block]) -> list[Chart]:
+    (grid,) = [one for one in blocks if isinstance(one, Grid)]
     assert isinstance(grid, Grid)
     return [one for one in grid.blocks if isinstance(one, Chart)]
 
@@ -82,3 +87,37 @@ def test_a_line_without_points_is_left_out() -> None:
     assert [name for name, _ in accuracy.legend] == ["one"]
     assert numbers(accuracy) == [["10", "0.500"]]
     assert progress([content([], [])], Words("en")) is None
+
+
+def test_losses_of_other_things_have_a_picture_each() -> None:
+    looks = [{"step": 10, "loss": 1.0, "text.perplexity": 2.7, "text.bits_per_byte": 1.5}]
+    datas = [content([(5, 2.0)], looks), content([(6, 9.0)], [{**looks[0], "loss": 8.0}])]
+    for one in datas:
+        one["model"] = {"targets": {"text": {"type": "text", "task": "text"}}}
+    together = progress(datas, Words("en"), ["one", "other"])
+    assert together is not None
+    assert [len(one.legend) for one in drawn(together.blocks)] == [4, 2]
+    assert not [one for one in together.blocks if isinstance(one, Note)]
+
+    apart = progress(datas, Words("en"), ["one", "other"], "the two cut texts into tokens otherwise")
+    assert apart is not None
+    note, _ = apart.blocks
+    assert isinstance(note, Note)
+    assert note.text.startswith(
+        "Each loss has a picture of its own, since the two cut texts into tokens otherwise"
+    )
+    first, second, bytes_ = drawn(apart.blocks)
+    assert (first.title, second.title) == ("Loss: one", "Loss: other")
+    assert [name for name, _ in first.legend] == ["one: training", "one: validation"]
+    assert numbers(first) == [["5", "2", "–"], ["10", "–", "1"]]
+    assert numbers(second) == [["6", "9", "–"], ["10", "–", "8"]]
+    assert [name for name, _ in bytes_.legend] == ["one", "other"], "bits per byte can be compared"
+
+    for one in datas:
+        for look in one["history"]:
+            look.pop("text.bits_per_byte", None)
+    of_tokens = progress(datas, Words("zh"), ["甲", "乙"], "the two cut texts into tokens otherwise")
+    assert of_tokens is not None
+    titles = [one.title for one in drawn(of_tokens.blocks)]
+    assert titles[:2] == ["损失：甲", "损失：乙"]
+    assert [title.rpartition("：")[2] for title in titles[2:]] == ["甲", "乙"]

@@ -41,7 +41,7 @@ train:
   evaluate_every: 5
 """
 
-LANGUAGE = {
+OTHERS = {
     "causal_lm": """
 data:
   train: rows.csv
@@ -58,8 +58,18 @@ model: {type: bert, layers: 1, hidden_size: 16, heads: 2, max_positions: 64}
 objective: [{type: masked_lm, whole_word: true}, {type: next_sentence, weight: 0.5}]
 train: {epochs: 2, batch_tokens: 128, accumulate: 2, checkpoint_steps: 3, evaluate_every: 5}
 """,
+    "fair_adversary": """
+data:
+  train: rows.csv
+  inputs: {text: {type: text, min_count: 1}, x: number}
+  targets: {label: category}
+  groups: [side]
+model: {type: rnn, size: tiny, dropout: 0.2}
+objective: {type: fair_adversary, alpha: 2.0, constraint: equalized_odds, objective: cross_entropy}
+train: {epochs: 3, batch_size: 16, accumulate: 2, ema: 0.9, keep: last, checkpoint_steps: 3, evaluate_every: 5}
+""",
 }
-"""Objectives that draw what they ask for anew each time a text is seen."""
+"""Objectives that draw what they ask for anew each time a text is seen, and one that learns something itself."""
 
 
 def luban(*arguments: str | Path) -> int:
@@ -80,17 +90,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [" ".join(words[i] for i in generator.integers(len(words), size=4)) for _ in range(rows)]
     label = ["up" if text.count("good") + text.count("great") > 1 else "down" for text in texts]
     frame = pl.DataFrame({"text": texts, "x": generator.normal(size=rows), "label": label})
+    frame = frame.with_columns(
+        pl.when(pl.col("x") > 0).then(pl.lit("a")).otherwise(pl.lit("b")).alias("side")
+    )
     frame.write_csv(folder / "rows.csv")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
 
-@pytest.fixture(scope="module", params=LANGUAGE)
-def language(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, Path]:
-    """A recipe of a language model, and what an undisturbed run made of it."""
+@pytest.fixture(scope="module", params=OTHERS)
+def other(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, Path]:
+    """A recipe of another objective, and what an undisturbed run made of it."""
     name = request.param.split()[0]
     recipe = folder / f"{name}.yaml"
-    recipe.write_text(LANGUAGE[request.param])
+    recipe.write_text(OTHERS[request.param])
     assert luban("train", recipe, "-o", folder / name) == 0
     return recipe, folder / name
 
@@ -174,10 +187,10 @@ def test_kill_at_25_random_instants(
 
 
 @pytest.mark.slow
-def test_kill_a_language_model(
-    language: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_kill_a_run_of_another_objective(
+    other: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill(*language, tmp_path, monkeypatch, 12)
+    kill(*other, tmp_path, monkeypatch, 12)
 
 
 def interrupt(recipe: Path, output: Path, checkpoints: int, *more: object) -> int:
@@ -252,8 +265,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert_same(undisturbed, output)
 
 
-def test_a_language_model_goes_on_where_it_was(language: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, undisturbed = language
+def test_another_objective_goes_on_where_it_was(other: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, undisturbed = other
     output = tmp_path / "stopped"
     assert interrupt(recipe, output, 1) == 130
     assert luban("train", recipe, "-o", output) == 0

@@ -155,6 +155,7 @@ LANGUAGE = {
 OWN = {
     "dpo": "test_dpo.py::test_accumulation_is_exact",
     "fair": "test_fair.py::test_the_penalty_is_the_squared_distance_of_group_means",
+    "fair_adversary": "test_fair_adversary.py::test_parts_of_a_batch_add_up",
     "reweigh": "test_fair.py::test_reweighed_parts_of_a_batch_add_up",
     "seq2seq": "test_seq2seq_loss.py::test_parts_of_a_batch_add_up",
 }

@@ -16,11 +16,14 @@ import luban
 from audit_cases import RECIPE, case_of, people, trained
 from luban import registry
 from luban.artefact import Artefact
+from luban.auditing import _base as auditing_base
 from luban.auditing import leakage
 from luban.auditing._run import FAMILIES, choose
+from luban.data.sampling import Sample
 from luban.errors import InputError
 from luban.origin import Origin, Unknown
 from luban.recipe import load
+from luban.verbs import audit as audit_verb
 from tiny_case import Luban
 
 
@@ -105,6 +108,36 @@ def test_rows_are_drawn_by_lot_and_their_number_is_said(made: Path) -> None:
     audit = luban.audit(made / "model", str(made / "more.csv"), only=["columns"], limit=50)
     assert (audit["rows"], audit["of"]) == (50, 300)
     assert audit["audits"]["columns"]["notes"] == ["looked at 50 rows drawn from 300"]
+
+
+def test_rows_take_so_much_room_and_no_more(
+    made: Path, monkeypatch: pytest.MonkeyPatch, luban: Luban
+) -> None:
+    """Of the rows that are looked at, of those that they are compared with, and of the training rows."""
+    drawn: list[Sample] = []
+    draw = Sample.draw.__func__  # type: ignore[attr-defined]
+
+    def watched(cls: type[Sample], *arguments: Any, **options: Any) -> Sample:
+        drawn.append(draw(cls, *arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(Sample, "draw", classmethod(watched))
+    room = 3_000
+    for module in (auditing_base, audit_verb):
+        monkeypatch.setattr(module, "ROOM", room)
+    rows = str(made / "more.csv")
+    found = audit_verb.audit(made / "model", rows, only=["drift", "columns"])
+    assert [one.room for one in drawn] == [room, room]
+    assert all(one.rows.estimated_size() <= room for one in drawn)
+    assert found["rows"] < found["of"] == 300
+    said = f"{found['rows']} rows drawn from 300 (no more fit into 0.002861 MiB)"
+    assert found["audits"]["columns"]["notes"] == [f"looked at {said}"]
+    ran = luban("audit", made / "model", rows, "--only", "drift", "--against", rows, "--lang", "zh")
+    assert [one.room for one in drawn[2:]] == [room, room]
+    assert f"查看抽取的 {len(drawn[2].rows)} 行样本（共 300 行，限 0.002861 MiB）" in ran.err
+    assert audit_verb.audit(made / "model", rows, only=["columns"], limit=5)["audits"]["columns"][
+        "notes"
+    ] == ["looked at 5 rows drawn from 300"], "what bounds is the limit"
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +259,25 @@ def test_a_gate_whose_figure_is_missing_is_not_met(gated: Path, tmp_path: Path) 
     assert not found["passed"]
     other = luban.audit(gated / "model", str(tmp_path / "few.csv"), only=["columns"])
     assert [one["gate"] for one in other["gates"]] == ["no high"]  # the other is about what --only left out
+
+
+def test_gates_and_what_is_being_done_are_told_in_chinese(gated: Path, tmp_path: Path, luban: Luban) -> None:
+    rows = people(120, seed=3)
+    few = rows.filter((rows["group"] == "a") | (pl.Series(range(len(rows))) < 20))
+    few.write_csv(tmp_path / "few.csv")
+    ran = luban("audit", gated / "model", tmp_path / "few.csv", "--only", "fairness", "--lang", "zh")
+    assert ran.code == 1
+    lines = ran.out.splitlines()
+    assert lines[-2].startswith(
+        "未通过     fairness.group.demographic_parity_difference <= 0.9 未满足：未测量"
+    )
+    assert lines[-1] == "通过      “no high”已满足"
+    assert f"查看全部 {len(few)} 行" in ran.err
+    assert "正在审计：公平性" in ran.err
+    in_english = luban("audit", gated / "model", tmp_path / "few.csv", "--only", "fairness")
+    assert [line.split()[0] for line in in_english.out.splitlines()[-2:]] == ["FAIL", "pass"]
+    assert f"looking at all {len(few)} rows" in in_english.err
+    assert "auditing: fairness" in in_english.err
 
 
 def test_nothing_found_by_no_audit_is_no_yes(made: Path, gated: Path) -> None:

@@ -236,7 +236,7 @@ def test_what_needs_layers_of_our_own_is_refused(tmp_path: Path, luban: Luban) -
         ({"adapt": [{"type": "lora", "targets": ["*lm_head"]}], "kind": "falcon"}, "is another layer's as well (tied)"),
         ({"model": {"task": "encoder"}}, "set model.task to causal_lm or masked_lm"),
         ({"objective": None, "data": {"targets": {"label": "category"}}}, "take objective causal_lm, or model.task=encoder"),
-        ({"model": {"task": "translation"}}, "task is 'translation', and tasks are encoder, causal_lm, masked_lm, seq2seq"),
+        ({"model": {"task": "translation"}}, "task is 'translation', and tasks are encoder, classifier, causal_lm, masked_lm, seq2seq"),
         ({"model": {"task": "seq2seq"}}, "objective causal_lm needs a model whose tokens see only those before them"),
         ({"model": {"task": "seq2seq"}, "objective": None}, "writes one text column, and data.targets has 0"),
         ({"model": {"start": 3}}, "start does nothing with task 'causal_lm', which writes no text from another; remove it"),

@@ -401,7 +401,7 @@ def _gguf(folder: Path) -> None:
 
 CLASSIFIER: dict[str, Any] = {"architectures": ["BertForSequenceClassification"]}
 BAD: dict[str, tuple[Any, str, str]] = {
-    "another family": (lambda f: rewrite(f / "config.json", model_type="mamba", **CLASSIFIER), "theirs", "is a classifier of type 'mamba'; classifiers that are read are of type bert, camembert"),
+    "another family": (lambda f: rewrite(f / "config.json", model_type="mamba", **CLASSIFIER), "theirs", "transformers has no sequence classifier of type 'mamba'; take task encoder, or another model"),
     "a family that nobody knows": (lambda f: rewrite(f / "config.json", model_type="mine"), "theirs", "has no architecture 'mine'"),
     "weights of another family": (lambda f: rewrite(f / "config.json", model_type="opt"), "theirs", "it has none of the model's tensors"),
     "another head": (lambda f: rewrite(f / "config.json", architectures=["BertForQuestionAnswering"]), "theirs", "is a BertForQuestionAnswering; those that can be imported are"),

@@ -36,6 +36,7 @@ from luban.adapt._surgery import replace_modules
 from luban.errors import RecipeError
 from luban.models._core import Core, Vocabulary
 from luban.models._foreign import ForeignEncoder, ForeignSpeaker
+from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._language import LanguageEncoder
 from luban.models._layers import Count, Dropout, Rate
 from luban.models._low_rank import merged_weight, norms_of
@@ -292,8 +293,14 @@ class LoRA(Adaptation):
                 _require(pattern, names, "train", "parameter")
             return {name for name in names if _fits(name, self.train)}
         inside = _inside(model, Core, Vocabulary, ForeignEncoder)
+        # What a classifier does behind its pretrained part is new more often than not, and small.
+        own = {
+            one for part in model.modules() if isinstance(part, ForeignClassifier) for one in part.behind()
+        }
         if inside:
-            return {name for name in names if not name.startswith(inside)}
+            return {
+                name for name, one in model.named_parameters() if one in own or not name.startswith(inside)
+            }
         return {name for name in names if name.startswith("heads.")}
 
     def _chosen(self, model: nn.Module, whole: set[str]) -> set[str]:

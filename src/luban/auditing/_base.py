@@ -31,6 +31,7 @@ from luban.recipe import Component, Recipe, load, read_yaml
 from luban.sentences import say
 
 __all__ = [
+    "ROOM",
     "SEED",
     "Audit",
     "AuditResult",
@@ -48,6 +49,8 @@ __all__ = [
 Severity = Literal["high", "medium", "low", "info"]
 SEED = 0
 """Of every draw an audit makes: the same rows give the same figures."""
+ROOM = 2**28
+"""Bytes of the rows drawn from any stream, at the most: fewer rows are, where cells hold pictures or long texts."""
 _PART = 1024  # rows encoded at a time
 _KEYED = 8192  # rows hashed at a time
 
@@ -227,7 +230,7 @@ class Case:
         recipe: text of the artefact's recipe.yaml.
         lineage: contents of its lineage.json.
         against: other rows to compare with, instead of the training rows.
-        limit: rows drawn at most, of any stream.
+        limit: rows drawn at most, of any stream; fewer where these would take more than `ROOM`.
         report: is told what is being done, how far, and of how much.
         store: keeps plain data by name, so that an interrupted audit goes on where it was.
         caution: what makes figures on these rows look better than they are; every result says it.
@@ -282,8 +285,9 @@ class Case:
             return Sample.draw(
                 self.origin.split("train"),
                 self.limit,
-                lambda rows: self.report("reading training rows", rows, None),
+                lambda rows: self.report(say("reading training rows"), rows, None),
                 SEED,
+                ROOM,
             )
         except (LubanError, OSError) as error:
             self.why_no_training = say("the training data cannot be read ({error})", error=error)
@@ -303,7 +307,7 @@ class Case:
         for chunk in chunks:
             keys.append(self.keys(chunk))
             seen += len(chunk)
-            self.report("reading training rows", seen, None)
+            self.report(say("reading training rows"), seen, None)
         return np.concatenate(keys)
 
     def keys(self, frame: pl.DataFrame) -> Array:

@@ -13,7 +13,7 @@ from luban.auditing._base import Audit, AuditResult, Case
 from luban.console import Console
 from luban.errors import InputError, LubanError, did_you_mean
 from luban.recipe import Component, Section, options_from
-from luban.sentences import kept, revived
+from luban.sentences import kept, named, revived, say
 
 __all__ = ["FAMILIES", "Store", "choose", "figures_of", "guarded", "run"]
 
@@ -159,7 +159,8 @@ def run(
     for audit in audits:
         if audit.type in left:
             continue
-        console.say(f"auditing: {audit.type}")
+        name = named(audit.type, console.language, "audits")
+        console.say(say("auditing: {audit}", audit=name))
 
         def result_of(audit: Audit = audit) -> dict[str, Any]:
             try:
@@ -175,7 +176,7 @@ def run(
         try:
             results.append(AuditResult.from_json(case.store(audit.type, result_of)))
         except _LeftOut:
-            console.say(f"  left out: {left[audit.type]}")
+            console.say(say("  left out: {why}", why=left[audit.type]))
     return results, left
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from luban.artefact import finish_model
-from luban.auditing._base import SEED, Case
+from luban.auditing._base import ROOM, SEED, Case
 from luban.data.contracts import Array
 from luban.data.sampling import Sample
 from luban.errors import DataError
@@ -23,6 +23,7 @@ from luban.evaluation.run import TrainingScorer
 from luban.origin import Unknown
 from luban.predict import Predictor
 from luban.recipe import Component, Recipe, Section
+from luban.sentences import say
 from luban.training import machine
 from luban.training.callbacks._base import Callback
 from luban.training.engine import Engine
@@ -43,7 +44,7 @@ def shadows(case: Case, rows: pl.DataFrame, count: int) -> Iterator[tuple[Predic
     validation = _validation(case)
     for number in range(count):
         inside = np.random.default_rng([SEED, 9, number]).random(len(rows)) < 0.5
-        case.report("training reference models", number, count)
+        case.report(say("training reference models"), number, count)
         with tempfile.TemporaryDirectory(prefix="luban-reference-") as folder:
             rows.filter(pl.Series(inside)).write_ipc(Path(folder) / "train.arrow")
             if validation is not None:
@@ -55,7 +56,7 @@ def _validation(case: Case) -> pl.DataFrame | None:
     """Return the rows by which the artefact's weights were chosen, drawn by lot where there are many; None where it had none."""
     if isinstance(case.origin, Unknown):
         return None
-    rows = Sample.draw(case.origin.split("validation"), case.limit, seed=SEED).rows
+    rows = Sample.draw(case.origin.split("validation"), case.limit, seed=SEED, room=ROOM).rows
     return rows if len(rows) else None
 
 

@@ -149,7 +149,7 @@ class Drift(Audit):
         )
 
     def _together(self, result: AuditResult, case: Case, reference: Sample) -> None:
-        case.report("telling the two files apart", 0, None)
+        case.report(say("telling the two files apart"), 0, None)
         missing = [name for name in case.predictor.pipeline.given if name not in reference.rows.columns]
         if missing:
             result.notes.append(

@@ -87,7 +87,7 @@ class Duplicates(Audit):
         for column in [
             name for name, one in inputs.items() if isinstance(one, Text) and not isinstance(one, Chat)
         ]:
-            case.report(f"comparing texts of '{column}'", 0, None)
+            case.report(say("comparing texts of '{column}'", column=column), 0, None)
             near = self._near(training.rows[column], rows[column], column) & ~exact
             what = say("have nearly the '{column}' of a training row", column=column)
             self._tell(result, case, f"{column}.near", near, what, column)

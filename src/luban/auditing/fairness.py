@@ -225,7 +225,7 @@ class Fairness(Audit):
                 ),
                 say(
                     "Find out whether the difference is in the world, in the labels or in the model; if it must shrink, train with "
-                    "objective reweigh or fair, or with decide: thresholds, and look at the accuracy that it costs."
+                    "objective reweigh, fair or fair_adversary, or with decide: thresholds, and look at the accuracy that it costs."
                 ),
                 {"difference": parity.value, "low": parity.low, "high": parity.high, "ratio": ratio.value},
                 by,
@@ -259,7 +259,7 @@ class Fairness(Audit):
                 ),
                 say(
                     "The model errs differently by group: look at the labels of these groups, bring more rows of the one it errs on, or "
-                    "train with objective fair (constraint: equalized_odds)."
+                    "train with objective fair or fair_adversary (constraint: equalized_odds)."
                 ),
                 {"difference": odds.value, "low": odds.low, "high": odds.high},
                 by,

@@ -39,8 +39,9 @@ class Labels(Audit):
     confident; so many are suspect, those first whose other class is the most probable.
 
     Severity goes by the estimated share of wrong labels (see `noise`): what remains of the contradictions once the opinion's own doubt
-    is taken off, as far as wrong labels strike easy and difficult rows alike (Patrini et al., 2017). It stays low where the opinion is
-    no better than always saying the commonest class, for then it is no witness.
+    is taken off, as far as wrong labels strike easy and difficult rows alike (Patrini et al., 2017). Where the opinion is no better than
+    always saying the commonest class it is no witness: severity stays low, and ``noise`` is not measured, neither that target's nor the
+    highest of all, so that no gate on it is met.
     """
 
     family: ClassVar[str] = "data"
@@ -78,6 +79,7 @@ class Labels(Audit):
             )
         )
         features = Features.of(case.predictor, scored.rows) if self.predictions == "small" else None
+        shares: list[float | None] = []
         for target, processor in case.targets.items():
             if processor.task not in ("binary", "multiclass"):
                 continue
@@ -85,7 +87,7 @@ class Labels(Audit):
             if features is None:
                 opinion = class_shares(scored.scores[target])
             else:
-                case.report(f"a second opinion on '{target}'", 0, None)
+                case.report(say("a second opinion on '{target}'", target=target), 0, None)
                 opinion = out_of_fold(features, labels, self.folds)
             places = suspects(labels, opinion)
             names = processor.classes()
@@ -97,8 +99,8 @@ class Labels(Audit):
             result.figures[f"{target}.opinion_accuracy"] = accuracy
             wrong, low, high = noise(labels, opinion)
             witness = coverage_interval(agreeing, n)[0] > float(np.bincount(labels).max()) / n
-            result.figures[f"{target}.noise"] = wrong
-            result.figures["noise"] = max(wrong, result.figures.get("noise") or 0.0)
+            result.figures[f"{target}.noise"] = wrong if witness else None
+            shares.append(wrong if witness else None)
             result.tables[target] = [
                 {
                     "row": int(case.sample.places[scored.places[i]]),
@@ -119,15 +121,23 @@ class Labels(Audit):
                         accuracy=accuracy,
                     ),
                     {
-                        "noise": wrong,
-                        "low": low,
-                        "high": high,
+                        **({"noise": wrong, "low": low, "high": high} if witness else {}),
                         "suspects": len(places),
                         "rows": n,
                         "opinion_accuracy": accuracy,
                     },
                     target,
                 )
+            elif not witness:
+                result.notes.append(
+                    say(
+                        "a second opinion on '{target}' is no better than always saying the commonest class, so it cannot tell how many labels are wrong",
+                        target=target,
+                    )
+                )
+        told = [share for share in shares if share is not None]
+        # A gate on all labels is not met by those of one target while nothing is known of another's.
+        result.figures["noise"] = max(told) if len(told) == len(shares) else None
         return result
 
     def _severity(self, wrong: float, low: float) -> Severity:

@@ -76,7 +76,7 @@ class Memorisation(Audit):
                     "mark a longer one, or lower memorisation.strings"
                 )
         for number, line in enumerate(lines):
-            case.report("comparing canaries", number, len(lines))
+            case.report(say("comparing canaries"), number, len(lines))
             texts = [_MARKED.sub(r"\1", line), *alternatives(line, self.strings, generator)]
             scores = speaker.score(speaker.text.encode_whole(texts), texts)
             loss: Array = np.array([one.loss for one in scores])

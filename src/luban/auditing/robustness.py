@@ -81,7 +81,7 @@ class Robustness(Audit):
             for target, one in case.targets.items()
         }
         for number, name in enumerate(wanted):
-            case.report("changing rows", number, len(wanted))
+            case.report(say("changing rows"), number, len(wanted))
 
             def measure(name: str = name) -> list[dict[str, Any]]:
                 after = (

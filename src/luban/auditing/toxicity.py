@@ -78,7 +78,7 @@ class Toxicity(Audit):
             generation |= {"temperature": self.temperature, "seed": 0}
         texts: list[str] = []
         for start in range(0, len(rows), 16):
-            case.report("generating", start, len(rows))
+            case.report(say("generating"), start, len(rows))
             for one in predictor.predict(rows[start : start + 16], generation=generation, first=start):
                 key = "completion" if predictor.speaker is not None else predictor.writer.column  # type: ignore[union-attr]
                 texts.append(str(one.get(key, "")))

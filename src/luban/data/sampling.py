@@ -26,11 +26,13 @@ class Sample:
         rows: those drawn, as the user has them, in their order.
         places: where each stood in the stream, from 0, (n,).
         total: rows of the stream.
+        room: bytes that kept it from having as many rows as were asked for; None where it has them.
     """
 
     rows: pl.DataFrame
     places: Array
     total: int
+    room: int | None = None
 
     def take(self, count: int, seed: int = 1) -> Self:
         """Draw fewer of these rows; all of them where there are no more.
@@ -56,7 +58,7 @@ class Sample:
         for _ in reservoir.through(chunks):
             pass
         drawn = reservoir.sample()
-        return cls(drawn.rows, drawn.places, drawn.total)
+        return cls(drawn.rows, drawn.places, drawn.total, drawn.room)
 
     @classmethod
     def of(cls, rows: pl.DataFrame) -> Self:
@@ -66,6 +68,13 @@ class Sample:
     def __str__(self) -> str:
         if len(self.rows) == self.total:
             return say("all {n:,} rows", n=self.total)
+        if self.room is not None:
+            return say(
+                "{n:,} rows drawn from {of:,} (no more fit into {mib:,.4g} MiB)",
+                n=len(self.rows),
+                of=self.total,
+                mib=self.room / 2**20,
+            )
         return say("{n:,} rows drawn from {of:,}", n=len(self.rows), of=self.total)
 
 
@@ -99,6 +108,7 @@ class Reservoir:
     ) -> None:
         assert limit is not None or room is None, "all rows take what room they take"
         self.limit, self.room, self.seen, self._progress = limit, room, 0, progress
+        self._asked = limit
         self._generator = np.random.default_rng(seed)
         self._kept: pl.DataFrame | None = None
 
@@ -127,7 +137,10 @@ class Reservoir:
         if self.room is not None and (size := int(kept.estimated_size())) > self.room:
             kept = kept.bottom_k(max(1, self.room * len(kept) // size), by=_LOT)
         kept = kept.sort(_PLACE)
-        return Sample(kept.drop(_LOT, _PLACE), kept[_PLACE].to_numpy(), self.seen)
+        full = self._asked is None or len(kept) >= min(self._asked, self.seen)
+        return Sample(
+            kept.drop(_LOT, _PLACE), kept[_PLACE].to_numpy(), self.seen, None if full else self.room
+        )
 
     def _smallest(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows if self.limit is None else rows.bottom_k(self.limit, by=_LOT)

@@ -33,9 +33,10 @@ from luban.explaining._text import Pieces, pieces_of, strings
 from luban.models._encoders import is_category, is_image, is_sequence
 from luban.models._products import Products
 from luban.predict import Predictor
-from luban.training.machine import Choice, choose_products
+from luban.sentences import say
+from luban.training.machine import Choice, choose_products, reuse_memory
 
-__all__ = ["Background", "Case", "form_of", "quick_products"]
+__all__ = ["Background", "Case", "form_of", "quickly"]
 
 BATCH = 256
 """Rows that a black box reads at a time."""
@@ -61,7 +62,7 @@ class Background(NamedTuple):
     """Rows that stand for the data, cleaned and readable, and what they are rows of, as a sentence says it."""
 
     rows: pl.DataFrame
-    of: str = "the data"
+    of: str = say("the data")
 
 
 @dataclass
@@ -415,8 +416,10 @@ class Case:
         ]
 
 
-def quick_products(predictor: Predictor) -> AbstractContextManager[object]:
-    """Have matrix products made by whichever library is the quicker one on this machine; measured once, by training or here."""
+def quickly(predictor: Predictor) -> AbstractContextManager[object]:
+    """Keep large blocks of memory from pass to pass, and have matrix products made by whichever library is the quicker one on this
+    machine; measured once, by training or here."""
+    reuse_memory()
     width = max((min(p.shape) for p in predictor.model.parameters() if p.dim() == 2), default=0)
     products, _ = choose_products("auto", Choice(predictor.device, "fp32", ""), width)
     return Products() if products == "onednn" else nullcontext()

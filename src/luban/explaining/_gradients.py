@@ -27,6 +27,8 @@ from luban.data.store import take_rows
 from luban.explaining._base import Part, Piece
 from luban.explaining._case import Case
 from luban.explaining._handles import Probe, Site, frozen
+from luban.models._foreign import ForeignEncoder
+from luban.models._settled import settled
 from luban.sentences import say
 
 __all__ = [
@@ -82,11 +84,14 @@ def refusal_of(case: Case) -> str | None:
         return say("it needs a score, and the model predicts no column")
     if not len(case):
         return None
-    one = case.part(0, min(2, len(case)))
+    apart = _lengths_apart(case)
+    longest = int(apart[-1][0]) if apart else 0
+    one = case.part(longest, longest + 1) if apart else case.part(0, min(2, len(case)))
     missing = Probe(case.predictor.model, case.predictor.spec).missing(one.batch())
     if missing:
-        return (
-            f"no gradient can attach to '{missing[0]}', whose vectors the model looks up in a way of its own"
+        return say(
+            "no gradient can attach to '{column}', whose vectors the model looks up in a way of its own",
+            column=missing[0],
         )
     return None
 
@@ -118,6 +123,23 @@ def runs(
         start = stop
 
 
+def _lengths_apart(case: Case) -> list[npt.NDArray[np.int64]]:
+    """Return the rows of each length, where a model reads texts of one length together alone, as padding would change them: batches
+    are then of one length each, so that every look-up is of a whole batch. The longest come last; nothing where any rows may share a
+    batch."""
+    apart = [
+        name
+        for part in case.predictor.model.modules()
+        if isinstance(part, ForeignEncoder) and not part.masks_padding
+        for name in part.names
+    ]
+    texts = [value for name in apart if isinstance(value := case.encoded.get(name), Flat)]
+    if not texts:
+        return []
+    lengths = np.stack([np.diff(text.offsets) for text in texts], axis=1)
+    return [np.flatnonzero((lengths == one).all(1)) for one in np.unique(lengths, axis=0)]
+
+
 def attribute(
     case: Case,
     neutral: Any,
@@ -145,14 +167,16 @@ def attribute(
             values[name] = Flat(np.zeros(len(one.values)), one.offsets)
     baselines = np.zeros(n)
     probe = Probe(case.predictor.model, case.predictor.spec)
-    cost = costs(case.encoded, n)
+    cost, apart = costs(case.encoded, n), _lengths_apart(case)
+    groups = apart or [np.arange(n)]
     all_alphas, all_weights = np.asarray(alphas, dtype=np.float32), np.asarray(weights, dtype=np.float64)
 
     def one_pass(
         rows: npt.NDArray[np.int64], alpha: npt.NDArray[np.float32]
     ) -> tuple[list[Site], list[Tensor], Tensor]:
         """Read items, each a row at an alpha, (B,) each; what fills the batch up is read too, and not spoken of."""
-        encoded, extra = _filled(take_rows(case.encoded, rows))
+        taken = take_rows(case.encoded, rows)
+        encoded, extra = (taken, 0) if apart else _filled(taken)
         each = torch.as_tensor(np.append(alpha, np.zeros(extra, np.float32)), device=device)
         deltas: list[Tensor] = []
 
@@ -168,9 +192,11 @@ def attribute(
             score = case.score(changed, case.chosen[np.append(rows, rows[-1:].repeat(extra))])
         return sites, deltas, score[: len(rows)]
 
-    with frozen(case.predictor.model):
-        for rows, steps in runs(cost, len(alphas), budget):
+    with frozen(case.predictor.model), settled():
+        for rows, steps in _runs_within(groups, cost, len(alphas), budget):
             sites, deltas, score = one_pass(rows, all_alphas[steps])
+            if not sites:  # texts without a token
+                continue
             gradients = torch.autograd.grad(score.sum(), [site.values for site in sites], allow_unused=True)
             for site, delta, gradient in zip(sites, deltas, gradients, strict=True):
                 if gradient is None:  # the score does not depend on it
@@ -180,11 +206,20 @@ def attribute(
                         part = part.sum(1)  # (B, C, H, W): a place's colours together
                     _add(values, name, part.double().cpu().numpy(), rows, all_weights[steps], n)
         with torch.no_grad():
-            for rows, _ in runs(cost, 1, 2 * budget):
+            for rows, _ in _runs_within(groups, cost, 1, 2 * budget):
                 _, _, score = one_pass(rows, np.zeros(len(rows), np.float32))
                 baselines[rows] = score.double().cpu().numpy()
         scores = case.scores_of_encoded(case.encoded, case.chosen)
     return Found(values, scores, baselines)
+
+
+def _runs_within(
+    groups: Sequence[npt.NDArray[np.int64]], cost: npt.NDArray[np.int64], steps: int, budget: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield what `runs` does, with no batch of rows of two groups."""
+    for group in groups:
+        for rows, at in runs(cost[group], steps, budget):
+            yield group[rows], at
 
 
 def _filled(encoded: Encoded) -> tuple[Encoded, int]:

@@ -103,13 +103,16 @@ class Probe:
         self.bags = {m.embedding: m for m in model.modules() if isinstance(m, NGrams)}
 
     def missing(self, batch: Batch) -> list[str]:
-        """Return the columns at which no gradient can attach, as one pass over a batch shows."""
+        """Return the columns at which no gradient can attach, as one pass over a batch shows.
+
+        An architecture that reads texts of one length together looks up some rows of a batch of several lengths at a time, so there no
+        gradient attaches.
+        """
         with frozen(self.model), self.attached(batch, lambda site: site.actual) as (changed, sites):
             self.model(changed)
         found = {name for site in sites for name in site.collect(torch.zeros_like(site.actual))}
-        # Texts of one length go through together there, so that a look-up is of some rows only.
         for part in self.model.modules():
-            if isinstance(part, ForeignEncoder) and not part.masks_padding:
+            if isinstance(part, ForeignEncoder) and not part.looks_up_once:
                 found -= {*part.names}
         return list(dict.fromkeys(one.column for name, one in self.fields.items() if name not in found))
 

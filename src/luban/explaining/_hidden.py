@@ -31,6 +31,7 @@ from luban.explaining._quality import measure
 from luban.explaining._text import Pieces
 from luban.explaining._tokens import TokenCase, together
 from luban.predict import Predictor
+from luban.sentences import say
 
 __all__ = ["HiddenCase", "explain_hidden", "fills", "hidden_cases"]
 
@@ -132,11 +133,18 @@ def hidden_cases(
     beyond = int((whole == speaker.text.mask_id).sum()) - len(hidden)
     if not len(hidden) and beyond:
         raise DataError(
-            f"each {mask} of the text lies beyond max_length={speaker.text.max_length} tokens, where it is cut; shorten what stands before"
+            say(
+                "each {mask} of the text lies beyond max_length={most} tokens, where it is cut; shorten what stands before",
+                mask=mask,
+                most=speaker.text.max_length,
+            )
         )
     if not len(hidden):
         raise DataError(
-            f"the text has no {mask}, so no word is hidden that the model could tell; write {mask} in place of the word to explain"
+            say(
+                "the text has no {mask}, so no word is hidden that the model could tell; write {mask} in place of the word to explain",
+                mask=mask,
+            )
         )
     if text is None:
         batch = to_batch(first.encoded, predictor.spec, predictor.device)
@@ -147,10 +155,18 @@ def hidden_cases(
         words = _words(speaker.text, text)
         if len(words) != len(hidden):
             cut = " ".join(str(speaker.text.trained.id_to_token(word)) for word in words)
-            left = f" in its first {speaker.text.max_length} tokens" if beyond else ""
+            left = say(" in its first {n} tokens", n=speaker.text.max_length) if beyond else ""
             raise DataError(
-                f"--target-text {text!r} is {_counted(len(words), 'token')}{f' ({cut})' if words else ''}, and the text hides "
-                f"{_counted(len(hidden), 'word')}{left}; give one token for each {mask}"
+                say(
+                    "--target-text {text!r} is {tokens}, and the text hides {words}{left}; give one token for each {mask}",
+                    text=text,
+                    tokens=say("{tokens} ({cut})", tokens=_tokens(len(words)), cut=cut)
+                    if words
+                    else _tokens(0),
+                    words=say("1 word") if len(hidden) == 1 else say("{n} words", n=len(hidden)),
+                    left=left,
+                    mask=mask,
+                )
             )
     places = tuple(hidden.tolist())
     return [
@@ -159,8 +175,8 @@ def hidden_cases(
     ]
 
 
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+def _tokens(n: int) -> str:
+    return say("1 token") if n == 1 else say("{n} tokens", n=n)
 
 
 def _words(text: Text, asked: str) -> list[int]:
@@ -177,7 +193,10 @@ def _words(text: Text, asked: str) -> list[int]:
         word = asked[start:end].strip()
         if token == text.unk_id and word != text.trained.id_to_token(token):
             raise DataError(
-                f"the tokenizer does not know {word!r} of --target-text, so the model has no probability for it; give a word of its vocabulary"
+                say(
+                    "the tokenizer does not know {word!r} of --target-text, so the model has no probability for it; give a word of its vocabulary",
+                    word=word,
+                )
             )
     ids: list[int] = found.ids
     return ids
@@ -209,10 +228,14 @@ def explain_hidden(
     )
     one = together(first, each, output, " ".join(words))
     if len(words) > 1:
-        one.notes.append("each hidden word is explained with the others hidden")
+        one.notes.append(say("each hidden word is explained with the others hidden"))
     if first.beyond:
         one.notes.append(
-            f"{first.beyond} of {first.beyond + len(words)} hidden words lie beyond max_length={first.text.max_length} tokens, where the text "
-            "is cut, and are not explained"
+            say(
+                "{n} of {of} hidden words lie beyond max_length={most} tokens, where the text is cut, and are not explained",
+                n=first.beyond,
+                of=first.beyond + len(words),
+                most=first.text.max_length,
+            )
         )
     return one

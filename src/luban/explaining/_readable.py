@@ -19,6 +19,7 @@ from luban.data.processors.date import as_times
 from luban.data.processors.set import Set
 from luban.errors import DataError
 from luban.explaining._case import Case
+from luban.sentences import say
 
 __all__ = ["Feature", "Readable", "readable_columns"]
 
@@ -48,23 +49,28 @@ class Feature:
             >>> Feature("city", "is", "Paris").name
             'city is Paris'
         """
-        return self._with("is", "contains")
-
-    @property
-    def opposite(self) -> str:
-        """How it is called where it is 0."""
-        return self._with("is not", "lacks")
-
-    def _with(self, be: str, contain: str) -> str:
         match self.kind:
             case "number":
                 return self.column
             case "is":
-                return f"{self.column} {be} {self.word}"
+                return say("{column} is {word}", column=self.column, word=self.word)
             case "holds":
-                return f"{self.column} {contain} '{self.word}'"
+                return say("{column} contains '{word}'", column=self.column, word=self.word)
             case _:
-                return f"{self.column} {be} missing"
+                return say("{column} is missing", column=self.column)
+
+    @property
+    def opposite(self) -> str:
+        """How it is called where it is 0."""
+        match self.kind:
+            case "number":
+                return self.column
+            case "is":
+                return say("{column} is not {word}", column=self.column, word=self.word)
+            case "holds":
+                return say("{column} lacks '{word}'", column=self.column, word=self.word)
+            case _:
+                return say("{column} is not missing", column=self.column)
 
 
 @dataclass

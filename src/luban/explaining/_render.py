@@ -3,6 +3,9 @@
 Everything is drawn from the JSON of an explanation. Blue speaks for what is explained, orange against; the two are told apart by
 people who see no red or green, and without any colour (WCAG 2.2, 1.4.1): what speaks against is underlined on a terminal, has a wavy
 line under it on a page where what speaks for has a straight one, a minus in a matrix, and stripes in a picture.
+
+What is ours is said in English or Chinese: sentences by `luban.sentences.translate`, names of tables, columns and measures by
+`luban.sentences.named`. Cells, classes and words of the user's are shown as they are.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.cells import cell_len, set_cell_size
+
+from luban.sentences import Sentence, named, say, translate
 
 __all__ = [
     "AGAINST",
@@ -26,11 +32,14 @@ __all__ = [
     "Page",
     "explanation_html",
     "heatmap",
+    "method_name",
     "part_html",
+    "spoken",
     "striped",
     "tables_html",
     "tables_text",
     "terminal",
+    "unexplained",
 ]
 
 Json = Mapping[str, Any]
@@ -43,28 +52,59 @@ SIDE = 224
 STRIPE = 4
 """Pixels of a stripe in a picture."""
 WIDEST = 100
-"""Letters of a cell on a terminal."""
+"""Places of a cell on a terminal; a Chinese character takes two."""
 _PICTURES = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
 _PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+# --- in a language ----------------------------------------------------------------------------------------
+
+
+def spoken(value: Any, language: str) -> Any:
+    """Return data with every sentence of ours in a language, and everything else as it is.
+
+    Example:
+        >>> spoken({"notes": [say("all {n:,} rows", n=3), "of a plug-in"]}, "zh")
+        {'notes': ['全部 3 行', 'of a plug-in']}
+    """
+    if isinstance(value, Sentence):
+        return translate(value, language)
+    if isinstance(value, Mapping):
+        return {key: spoken(one, language) for key, one in value.items()}
+    return [spoken(one, language) for one in value] if isinstance(value, list | tuple) else value
+
+
+def method_name(method: str, language: str) -> str:
+    """Return what an explainer is called: in English by its type, which ``--method`` takes.
+
+    Example:
+        >>> method_name("grad_cam_pp", "en"), method_name("occlusion", "zh")
+        ('grad_cam_pp', '遮挡法')
+    """
+    return method if language == "en" else named(method, language, "methods")
+
+
+def _measures(quality: Json, language: str) -> list[str]:
+    return [f"{named(key, language)} {value:.3g}" for key, value in quality.items() if value is not None]
+
+
+def _listed(parts: Iterable[str], language: str) -> str:
+    return ("，" if language == "zh" else ", ").join(parts)
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------
 
 
-def terminal(one: Json, *, color: bool) -> str:
+def terminal(one: Json, *, color: bool, language: str = "en") -> str:
     """Return an explanation as lines of text, with coloured words or with the strongest ones listed."""
-    one = harmless(one)
-    lines = [headline(one)]
-    several = len(one["parts"]) > 1
+    one = harmless(spoken(one, language))
+    lines = [headline(one, language)]
     for column, part in one["parts"].items():
-        share = f"  ({one['shares'].get(column, 0):.0%})" if several and one["shares"] else ""
-        lines.append(f"  {column}{share}: {_brief(part, color)}")
-    for key, value in one["quality"].items():
-        if value is not None:
-            lines.append(f"  {key.replace('_', ' ')} {value:.3g}")
-    lines += [f"  note: {note}" for note in one["notes"]]
+        lines.append(f"  {_heading(one, column, language)}: {_brief(part, color, language)}")
+    lines += [f"  {measure}" for measure in _measures(one["quality"], language)]
+    lines += [f"  {translate(say('note: {note}', note=note), language)}" for note in one["notes"]]
     if one.get("tables"):
-        lines.append(textwrap.indent(tables_text(one["tables"], 5), "  "))
+        lines.append(textwrap.indent(tables_text(one["tables"], 5, language=language), "  "))
     return "\n".join(lines)
 
 
@@ -82,45 +122,55 @@ def harmless(value: Any) -> Any:
     return [harmless(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def headline(one: Json) -> str:
+def headline(one: Json, language: str = "en") -> str:
     """Return what is explained, in one line."""
-    what = one["target"] if one["chosen"] is None else f"{one['target']} = {one['chosen']!r}"
-    words = [f"row {one['row']}: {what}"]
+    target, chosen = one["target"], one["chosen"]
+    what = target if chosen is None else say("{target} = {chosen!r}", target=target, chosen=chosen)
+    words = [say("row {row}: {what}", row=one["row"], what=what)]
     if one["probability"] is not None:
-        words.append(f"{one['probability']:.1%}")
-    words.append(f"score {one['score']:.4g}")
+        words.append(say("{share:.1%}", share=one["probability"]))
+    words.append(say("score {score:.4g}", score=one["score"]))
     if one["baseline"] is not None:
-        words.append(f"neutral {one['baseline']:.4g}")
-    return ", ".join(words)
+        words.append(say("neutral {score:.4g}", score=one["baseline"]))
+    return _listed((translate(word, language) for word in words), language)
 
 
-def _brief(part: Json, color: bool) -> str:
+def _heading(one: Json, column: str, language: str) -> str:
+    """Return the name of an input, with its share where there are several."""
+    if len(one["parts"]) < 2 or not one["shares"]:
+        return column
+    share = one["shares"].get(column, 0.0)
+    return translate(say("{column} ({share:.0%})", column=column, share=share), language)
+
+
+def _brief(part: Json, color: bool, language: str) -> str:
     match part["kind"]:
         case "tokens" if color:
             return _coloured(part)
         case "tokens":
-            return _strongest([piece["text"] for piece in part["pieces"]], part["values"])
+            return _strongest([piece["text"] for piece in part["pieces"]], part["values"], language)
         case "value":
-            shown = "missing" if part.get("shown") is None else part["shown"]
+            shown = named("missing", language, "cells") if part.get("shown") is None else part["shown"]
             return f"{shown}  {part['values']:+.3g}"
         case "matrix":
             pieces = [piece["text"] for piece in part["pieces"]]
             return "".join(
-                f"\n    {output['text']!r} ← {_strongest(pieces, values, 5)}"
+                f"\n    {output['text']!r} ← {_strongest(pieces, values, language, 5)}"
                 for output, values in zip(part["outputs"], part["values"], strict=True)
             )
         case "vector":
-            return _strongest([f"[{i}]" for i in range(len(part["values"]))], part["values"])
-        case _:
+            return _strongest([f"[{i}]" for i in range(len(part["values"]))], part["values"], language)
+        case kind:
             shape = "×".join(map(str, np.asarray(part["values"]).shape))
-            return f"{part['kind']} of {shape}; -o FOLDER draws it"
+            what = named(kind, language, "cells")
+            return translate(say("{what} of {shape}; -o FOLDER draws it", what=what, shape=shape), language)
 
 
-def _strongest(names: Sequence[str], values: Sequence[float | None], count: int = 12) -> str:
+def _strongest(names: Sequence[str], values: Sequence[float | None], language: str, count: int = 12) -> str:
     numbers = np.asarray([0.0 if v is None else v for v in values])
     order = np.argsort(-np.abs(numbers), kind="stable")[:count]
     found = [f"{names[i].strip() or repr(names[i])} {numbers[i]:+.3g}" for i in order if numbers[i]]
-    return "  ".join(found) or "nothing"
+    return "  ".join(found) or named("nothing", language, "cells")
 
 
 def _coloured(part: Json) -> str:
@@ -165,20 +215,22 @@ def _scale(values: Any) -> float:
     return top or 1.0
 
 
-def tables_text(tables: Json, lines: int = 20) -> str:
+def tables_text(tables: Json, lines: int = 20, *, language: str = "en") -> str:
     """Return the first lines of tables."""
-    tables, result = harmless(tables), []
+    tables, result = harmless(spoken(tables, language)), []
     for name, rows in tables.items():
         keys = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [keys, *([_cell(row.get(key)) for key in keys] for row in rows[:lines])]
-        widths = [min(WIDEST, max(len(line[i]) for line in cells)) for i in range(len(keys))]
-        result.append(f"{name}:")
+        head = [named(key, language) for key in keys]
+        cells = [head, *([_cell(row.get(key)) for key in keys] for row in rows[:lines])]
+        widths = [min(WIDEST, max(cell_len(line[i]) for line in cells)) for i in range(len(keys))]
+        result.append(named(name, language, "tables") + ("：" if language == "zh" else ":"))
         result += [
-            "  " + "  ".join(c[:w].ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+            "  " + "  ".join(set_cell_size(c, w) for c, w in zip(line, widths, strict=True)).rstrip()
             for line in cells
         ]
         if len(rows) > lines:
-            result.append(f"  ... {len(rows):,} lines in all; --json or -o gives them")
+            more = say("... {n:,} lines in all; --json or -o gives them", n=len(rows))
+            result.append(f"  {translate(more, language)}")
     return "\n".join(result)
 
 
@@ -292,20 +344,42 @@ class Page:
 
     Args:
         folder: where to.
-        about: ``method``, ``paper``, ``limits``.
+        about: ``method``, ``artefact``, ``paper``, ``limits``.
+        language: ``en`` or ``zh``.
     """
 
-    def __init__(self, folder: Path, about: Json) -> None:
-        self.folder, self.rows = folder, 0
+    def __init__(self, folder: Path, about: Json, language: str = "en") -> None:
+        self.folder, self.language, self.rows = folder, language, 0
         self._names: dict[str, str] = {}
         self.file = (folder / "index.html").open("w", encoding="utf-8")
-        title = html.escape(f"{about['method']} of {Path(str(about['artefact'])).name}")
-        self.file.write(
-            f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-            f"<title>{title}</title>\n<style>{_PAGE}{STYLE}</style>\n<h1>{title}</h1>\n"
-            f"<p>{html.escape(about['paper'])}. What it cannot tell: {html.escape(about['limits'])}.</p>\n"
-            f"<p>{_swatch(1)} speaks for what is explained, {_swatch(-1)} against it.</p>\n"
+        title = html.escape(
+            self._said(
+                say(
+                    "{method} of {artefact}",
+                    method=method_name(about["method"], language),
+                    artefact=Path(str(about["artefact"])).name,
+                )
+            )
         )
+        about = spoken({"paper": about["paper"], "limits": about["limits"]}, language)
+        source = self._said(say("{paper}. What it cannot tell: {limits}.", **about))
+        tag = "zh-CN" if language == "zh" else "en"
+        # What fills the gaps is markup, so the sentence around it must bring none.
+        legend = self._said(
+            say(
+                "{blue} speaks for what is explained, {orange} against it.",
+                blue=_swatch(1, language),
+                orange=_swatch(-1, language),
+            )
+        )
+        self.file.write(
+            f'<!doctype html>\n<html lang="{tag}">\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+            f"<title>{title}</title>\n<style>{_PAGE}{STYLE}</style>\n<h1>{title}</h1>\n"
+            f"<p>{html.escape(source)}</p>\n<p>{legend}</p>\n"
+        )
+
+    def _said(self, sentence: Sentence) -> str:
+        return translate(sentence, self.language)
 
     def add(self, one: Json) -> None:
         """Add the explanation of a row."""
@@ -315,7 +389,7 @@ class Page:
                 picture = heatmap(part) if part["kind"] == "image" else mosaic(part)
                 (self.folder / f"row-{one['row']:05d}-{self._name(column)}.png").write_bytes(picture)
         if self.rows <= SHOWN:
-            self.file.write(explanation_html(one))
+            self.file.write(explanation_html(one, self.language))
 
     def _name(self, column: str) -> str:
         """Return what a column is called in the name of a file: no two alike, not even where case does not count."""
@@ -328,88 +402,97 @@ class Page:
 
     def survey(self, found: Json) -> None:
         """Add what was found about a set."""
-        self.file.write(f"<section>\n{tables_html(found['tables'])}</section>\n")
+        self.file.write(f"<section>\n{tables_html(found['tables'], self.language)}</section>\n")
 
     def close(self, summary: Json) -> None:
         """Finish the page."""
         notes = [*summary["notes"]]
         if self.rows > SHOWN:
-            notes.append(f"the first {SHOWN} of {self.rows:,} rows are shown; all are in explanations.jsonl")
-        notes += [
-            f"row {row} could not be explained: {why}"
-            for row, why in list(summary["unreadable"].items())[:20]
-        ]
-        words = [f"{key.replace('_', ' ')} {value:.3g}" for key, value in summary["quality"].items()]
-        if words and summary["rows"] > 1:
-            notes.insert(0, f"means over {summary['rows']:,} rows: {', '.join(words)}")
+            notes.append(
+                say(
+                    "the first {n} of {of:,} rows are shown; all are in explanations.jsonl",
+                    n=SHOWN,
+                    of=self.rows,
+                )
+            )
+        notes += [unexplained(row, why) for row, why in list(summary["unreadable"].items())[:20]]
+        measures = _listed(_measures(summary["quality"], self.language), self.language)
+        if measures and summary["rows"] > 1:
+            notes.insert(0, say("means over {n:,} rows: {measures}", n=summary["rows"], measures=measures))
         self.file.write(
             "<section>\n"
-            + tables_html(summary.get("tables", {}))
-            + "".join(_note(note) for note in notes)
+            + tables_html(summary.get("tables", {}), self.language)
+            + "".join(_note(spoken(note, self.language)) for note in notes)
             + "</section>\n</html>\n"
         )
         self.file.close()
 
 
-def explanation_html(one: Json) -> str:
+def unexplained(row: str, why: str) -> Sentence:
+    """Return the sentence about a row that could not be explained."""
+    return say("row {row} could not be explained: {why}", row=row, why=why)
+
+
+def explanation_html(one: Json, language: str = "en") -> str:
     """Return an explanation as a section of a page; all text is escaped, and pictures are inside."""
-    parts = []
+    one, parts = spoken(one, language), []
     for column, part in one["parts"].items():
-        share = one["shares"].get(column)
-        heading = column if share is None or len(one["parts"]) < 2 else f"{column} ({share:.0%})"
-        parts.append(f"<h3>{html.escape(heading)}</h3>\n" if part["kind"] != "value" else "")
-        parts.append(part_html(part) if part["kind"] != "value" else "")
+        if part["kind"] != "value":
+            heading = html.escape(_heading(one, column, language))
+            parts.append(f"<h3>{heading}</h3>\n{part_html(part, language)}")
     values = {c: p for c, p in one["parts"].items() if p["kind"] == "value"}
     if values:
         parts.append(_bars(values))
-    words = [
-        f"{key.replace('_', ' ')} {value:.3g}" for key, value in one["quality"].items() if value is not None
-    ]
-    notes = ([", ".join(words)] if words else []) + list(one["notes"])
+    measures = _listed(_measures(one["quality"], language), language)
+    notes = ([measures] if measures else []) + list(one["notes"])
     return (
-        f"<section>\n<h2>{html.escape(headline(one))}</h2>\n{''.join(parts)}{tables_html(one.get('tables', {}))}"
+        f"<section>\n<h2>{html.escape(headline(one, language))}</h2>\n{''.join(parts)}{tables_html(one.get('tables', {}), language)}"
         + "".join(_note(note) for note in notes)
         + "</section>\n"
     )
 
 
-def part_html(part: Json) -> str:
+def part_html(part: Json, language: str = "en") -> str:
     """Return what an input contributed, as a piece of a page."""
     match part["kind"]:
         case "tokens":
-            return _tokens(part)
+            return _tokens(part, language)
         case "matrix":
             return _matrix(part)
         case "image":
             shown = part.get("shown")
             size = _larger(_array(part["values"]).shape)
+            seen = html.escape(translate(say("what the model saw"), language))
             original = (
-                f'<img src="{html.escape(shown)}" width="{size[0]}" height="{size[1]}" alt="what the model saw">'
+                f'<img src="{html.escape(shown)}" width="{size[0]}" height="{size[1]}" alt="{seen}">'
                 if isinstance(shown, str) and shown.startswith("data:image/png;base64,")
                 else ""
             )
-            return f'<div class="ex-pictures">{original}{_img(heatmap(part), "what speaks for and against")}</div>\n'
+            both = translate(say("what speaks for and against"), language)
+            return f'<div class="ex-pictures">{original}{_img(heatmap(part), both)}</div>\n'
         case "maps":
-            return f'<div class="ex-pictures">{_img(mosaic(part), ", ".join(part.get("names", [])))}</div>\n'
+            names = _listed(spoken(part.get("names", []), language), language)
+            return f'<div class="ex-pictures">{_img(mosaic(part), names)}</div>\n'
         case "vector":
             return _bars({f"[{i}]": {"values": v} for i, v in _top(part["values"])})
         case _:
             return _bars({"": part})
 
 
-def tables_html(tables: Json) -> str:
+def tables_html(tables: Json, language: str = "en") -> str:
     """Return tables as a piece of a page."""
     parts = []
-    for name, lines in tables.items():
+    for name, lines in spoken(tables, language).items():
         keys = list(dict.fromkeys(key for line in lines for key in line))
-        head = "".join(f"<th>{html.escape(str(key))}</th>" for key in keys)
+        head = "".join(f"<th>{html.escape(named(str(key), language))}</th>" for key in keys)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(_cell(line.get(key)))}</td>" for key in keys) + "</tr>\n"
             for line in lines[:SHOWN]
         )
-        more = _note(f"the first {SHOWN} of {len(lines):,} lines") if len(lines) > SHOWN else ""
+        cut = say("the first {n} of {of:,} lines", n=SHOWN, of=len(lines))
+        more = _note(translate(cut, language)) if len(lines) > SHOWN else ""
         parts.append(
-            f"<h3>{html.escape(name)}</h3>\n<div class='ex-scroll'><table class='survey'><tr>{head}</tr>\n{body}</table></div>{more}\n"
+            f"<h3>{html.escape(named(name, language, 'tables'))}</h3>\n<div class='ex-scroll'><table class='survey'><tr>{head}</tr>\n{body}</table></div>{more}\n"
         )
     return "".join(parts)
 
@@ -426,7 +509,7 @@ def _top(values: Sequence[float | None], count: int = 20) -> Iterable[tuple[int,
     return [(i, numbers[i]) for i in order]
 
 
-def _tokens(part: Json) -> str:
+def _tokens(part: Json, language: str) -> str:
     scale = _scale(part["values"])
     words = []
     for text, value in _stretches(part):
@@ -442,7 +525,9 @@ def _tokens(part: Json) -> str:
         if piece["start"] >= piece["end"] and value
     ]
     beside = (
-        f"<br>{html.escape(_strongest([t for t, _ in hidden], [v for _, v in hidden]))}" if hidden else ""
+        f"<br>{html.escape(_strongest([t for t, _ in hidden], [v for _, v in hidden], language))}"
+        if hidden
+        else ""
     )
     return f'<div class="ex-text">{"".join(words)}{beside}</div>\n'
 
@@ -497,9 +582,10 @@ def _tint(strength: float) -> str:
     return f"rgba({red},{green},{blue},{min(1.0, abs(float(strength))) * 0.65:.2f})"
 
 
-def _swatch(sign: int) -> str:
-    words = "blue, a straight line" if sign > 0 else "orange, a wavy line or stripes"
-    return f'<span class="{_side(sign)}" style="background:{_tint(sign)}">{words}</span>'
+def _swatch(sign: int, language: str) -> str:
+    words = say("blue, a straight line") if sign > 0 else say("orange, a wavy line or stripes")
+    shown = html.escape(translate(words, language))
+    return f'<span class="{_side(sign)}" style="background:{_tint(sign)}">{shown}</span>'
 
 
 def _img(png: bytes, alt: str) -> str:

@@ -26,6 +26,7 @@ from luban.data.processors._encoding import gather
 from luban.errors import DataError
 from luban.explaining._case import Case, require_rows
 from luban.predict import frame_of
+from luban.sentences import say
 
 __all__ = [
     "Index",
@@ -73,7 +74,9 @@ def sample(case: Case, limit: int, generator: np.random.Generator) -> tuple[Case
     if len(case) <= limit:
         return case, []
     rows = np.sort(generator.choice(len(case), limit, replace=False))
-    return some_rows(case, rows), [f"{limit:,} of {len(case):,} rows were drawn; option rows asks for more"]
+    return some_rows(case, rows), [
+        say("{n:,} of {of:,} rows were drawn; option rows asks for more", n=limit, of=len(case))
+    ]
 
 
 def with_truth(case: Case) -> tuple[Case, Array, list[str]]:
@@ -91,7 +94,11 @@ def with_truth(case: Case) -> tuple[Case, Array, list[str]]:
     if not known.any():
         raise DataError(f"no row has a value of '{case.target}' that the model knows")
     missing = int((~known).sum())
-    notes = [f"{missing:,} rows were left out, since their '{case.target}' is unknown"] if missing else []
+    notes: list[str] = []
+    if missing:
+        notes.append(
+            say("{n:,} rows were left out, since their '{target}' is unknown", n=missing, target=case.target)
+        )
     case = some_rows(case, np.flatnonzero(known)) if missing else case
     (encoded,) = case.processor.encode_target(case.frame[case.target]).values()
     return case, case.processor.truth(encoded), notes
@@ -109,13 +116,16 @@ def background(case: Case, limit: int, generator: np.random.Generator) -> tuple[
             others = _made_up(case, limit, generator)
             return (
                 others,
-                f"compared with {len(others):,} rows made up from what training saw in each column by itself, "
-                "since the training rows are not found; hand over more rows to compare with these",
+                say(
+                    "compared with {n:,} rows made up from what training saw in each column by itself, "
+                    "since the training rows are not found; hand over more rows to compare with these",
+                    n=len(others),
+                ),
             )
-        others, what = case.frame, "the rows given"
+        others, what = case.frame, say("the rows given")
     if len(others) > limit:
         others = others[np.sort(generator.choice(len(others), limit, replace=False))]
-    return others, f"compared with {len(others):,} rows of {what}"
+    return others, say("compared with {n:,} rows of {what}", n=len(others), what=what)
 
 
 def _made_up(case: Case, rows: int, generator: np.random.Generator) -> pl.DataFrame:

@@ -34,6 +34,7 @@ from luban.explaining._tokens import TokenCase, flat, together
 from luban.generation.engine import generate
 from luban.generation.options import Generation
 from luban.predict import Predictor
+from luban.sentences import say
 
 __all__ = ["WrittenCase", "explain_written", "writes", "written_case"]
 
@@ -220,7 +221,7 @@ def written_case(
         cell = cleaned[target][0]
         prompt = speaker.prompt(cell.to_list() if isinstance(cell, pl.Series) else cell)
         if not prompt:
-            raise DataError("the text has no token, and a continuation needs one to begin with")
+            raise DataError(say("the text has no token, and a continuation needs one to begin with"))
         if text is None:
             (made,) = generate(
                 predictor.model,
@@ -235,7 +236,9 @@ def written_case(
             written = processor.trained.encode(text, add_special_tokens=False).ids
     if not written:
         raise DataError(
-            "the model writes nothing here, so there is no token to explain; name a text by --target-text"
+            say(
+                "the model writes nothing here, so there is no token to explain; name a text by --target-text"
+            )
         )
     repeated = rows[[0] * len(written)]
     return WrittenCase(
@@ -262,5 +265,5 @@ def explain_written(case: WrittenCase, explainer: Explainer, *, quality: bool = 
         measure(case, explainer, each)
     one = together(case, each, case.spelling, case.spelling.shown)
     if case.source is None:
-        one.notes.append("columns behind the prompt are tokens that were written before")
+        one.notes.append(say("columns behind the prompt are tokens that were written before"))
     return one

@@ -30,7 +30,9 @@ class ActivationMaps(Explainer):
         16
     """
 
-    paper: ClassVar[str] = "Zeiler and Fergus, 2014, 'Visualizing and Understanding Convolutional Networks'"
+    paper: ClassVar[str] = say(
+        "Zeiler and Fergus, 2014, 'Visualizing and Understanding Convolutional Networks'"
+    )
     limits: ClassVar[str] = say("they show what a layer answers, not whether the prediction depends on it")
     attributes: ClassVar[bool] = False
 
@@ -62,8 +64,17 @@ class ActivationMaps(Explainer):
                 filters = module.weight.detach().double().mean(1).cpu().numpy()  # (N, h, w)
                 order = np.argsort(-np.abs(filters).sum((1, 2)), kind="stable")[: self.count]
                 for own in parts:
-                    own[column] = Part(column, "maps", filters[order], names=[f"filter {i}" for i in order])
-                notes.append(f"{len(order)} of {len(filters)} filters of '{layer}', the strongest")
+                    own[column] = Part(
+                        column, "maps", filters[order], names=[say("filter {n}", n=i) for i in order]
+                    )
+                notes.append(
+                    say(
+                        "{n} of {of} filters of '{layer}', the strongest",
+                        n=len(order),
+                        of=len(filters),
+                        layer=layer,
+                    )
+                )
                 continue
             total = 0
             for start in range(0, len(case), BATCH):
@@ -75,10 +86,15 @@ class ActivationMaps(Explainer):
                 total = found.shape[1]
                 for i, maps in enumerate(found, start):
                     order = np.argsort(-np.abs(maps).mean((1, 2)), kind="stable")[: self.count]
-                    names = [f"channel {c}" for c in order]
+                    names: list[str] = [say("channel {n}", n=c) for c in order]
                     parts[i][column] = Part(column, "maps", maps[order], names=names)
             notes.append(
-                f"{min(total, self.count)} of {total} maps of '{layer}', the strongest of each image"
+                say(
+                    "{n} of {of} maps of '{layer}', the strongest of each image",
+                    n=min(total, self.count),
+                    of=total,
+                    layer=layer,
+                )
             )
         result = case.explanations(self.type, scores.tolist(), parts)
         for one in result:

@@ -25,6 +25,7 @@ from luban.models._attention import Plan
 from luban.models._core import Attention, Block, Core
 from luban.models._decoding import PairModel
 from luban.models._foreign import ForeignEncoder
+from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._foreign_pair import ForeignPair
 from luban.models._language import LanguageEncoder
 from luban.registry import register
@@ -49,16 +50,17 @@ class AttentionRollout(Explainer):
     that is asked about.
 
     Luban's own Transformers, over texts and patches of images, compute attention again from the queries and keys of each layer;
-    those of type `huggingface` tell theirs (`output_attentions`). Of an encoder with a decoder both are one graph: a state of the
-    decoder takes part ``r`` of itself past each attention, be it to its own text or to the encoder's, whose rollout goes on from
-    there. What does not reach the text that was read then reaches what was written before.
+    those of type `huggingface` tell theirs (`output_attentions`), but for classifiers, which pool in ways of their own. Of an encoder
+    with a decoder both are one graph: a state of the decoder takes part ``r`` of itself past each attention, be it to its own text or
+    to the encoder's, whose rollout goes on from there. What does not reach the text that was read then reaches what was written
+    before.
 
     Example:
         >>> AttentionRollout(heads="max").residual
         0.5
     """
 
-    paper: ClassVar[str] = "Abnar and Zuidema, 2020, 'Quantifying Attention Flow in Transformers'"
+    paper: ClassVar[str] = say("Abnar and Zuidema, 2020, 'Quantifying Attention Flow in Transformers'")
     limits: ClassVar[str] = say(
         "it shows where information could flow, for every class alike, and cannot tell what speaks for a class from what speaks against it"
     )
@@ -74,13 +76,22 @@ class AttentionRollout(Explainer):
         readers = _readers(case.predictor.model)
         if not readers:
             return say("it needs the attention of a Transformer, of Luban's own or of type huggingface")
+        decided = [one for one in readers if isinstance(one, ForeignClassifier)]
+        if decided:
+            return f"the architecture '{decided[0].architecture}' pools in a way of its own as a classifier, so nobody can tell where attention is read off"
         silent = [one for one in readers if isinstance(one, ForeignEncoder) and not _tells(one)]
         if silent:
             kind = getattr(silent[0].model.config, "model_type", "unknown")
-            return f"transformers gives no attention of each token to each for the architecture '{kind}'"
+            return say(
+                "transformers gives no attention of each token to each for the architecture '{kind}'",
+                kind=kind,
+            )
         apart = [one for one in readers if isinstance(one, ForeignEncoder) and not one.masks_padding]
         if apart:
-            return f"the architecture '{apart[0].architecture}' sees padding, so its texts go through by their lengths, and attention is told of whole batches"
+            return say(
+                "the architecture '{kind}' sees padding, so its texts go through by their lengths, and attention is told of whole batches",
+                kind=apart[0].architecture,
+            )
         return None
 
     def explain(self, case: Case) -> list[Explanation]:

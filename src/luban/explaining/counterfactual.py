@@ -55,7 +55,9 @@ class Counterfactual(Explainer):
         20
     """
 
-    paper: ClassVar = "Wachter, Mittelstadt and Russell, 2017; for texts Ebrahimi et al., 2018 (HotFlip) and Jin et al., 2020 (deletion first)"
+    paper: ClassVar = say(
+        "Wachter, Mittelstadt and Russell, 2017; for texts Ebrahimi et al., 2018 (HotFlip) and Jin et al., 2020 (deletion first)"
+    )
     limits: ClassVar = say(
         "the search is greedy, so a smaller change may exist, and the changed row may be an unlikely one; it tells what would move the model, "
         "not what would move the world, nor whether a person could change it"
@@ -78,7 +80,7 @@ class Counterfactual(Explainer):
             return say("it needs a target that is a column")
         if not case.classes:
             return say("it needs a decision between classes, and this target is a number")
-        return None if self._free(case) else "it changes cells and words, not pictures or vectors"
+        return None if self._free(case) else say("it changes cells and words, not pictures or vectors")
 
     def explain(self, case: Case) -> list[Explanation]:
         """Search for each row.
@@ -112,7 +114,9 @@ class Counterfactual(Explainer):
         one.quality["tried"] = float(result.tried)
         if not result.flipped:
             one.notes.append(
-                f"no counterfactual within {self.changes} change{'s' if self.changes > 1 else ''} of the columns that may change"
+                say("no counterfactual within {n} changes of the columns that may change", n=self.changes)
+                if self.changes > 1
+                else say("no counterfactual within 1 change of the columns that may change")
             )
             one.parts = {}
             return
@@ -121,8 +125,13 @@ class Counterfactual(Explainer):
         outcome = search.outcome(result.outputs)
         one.tables["outcome"] = [outcome]
         one.notes.append(
-            f"{'; '.join(_said(line) for line in one.tables['changes'] if 'to' in line)}: "
-            f"then it is '{outcome['to']}' ({outcome['probability']:.0%}) instead of '{outcome['from']}'"
+            say(
+                "{changes}: then it is '{to}' ({probability:.0%}) instead of '{before}'",
+                changes=[_said(line) for line in one.tables["changes"] if "to" in line],
+                to=outcome["to"],
+                probability=outcome["probability"],
+                before=outcome["from"],
+            )
         )
 
     @staticmethod
@@ -395,7 +404,7 @@ class _Search:
         names, share = self.case.classes, self.case.shares_of(outputs[None])[0]
         if self.case.processor.task == "multilabel":
             name = names[self.chosen]
-            states = (f"without '{name}'", f"with '{name}'")
+            states = (say("without '{word}'", word=name), say("with '{word}'", word=name))
             return {
                 "from": states[self.before],
                 "to": states[now],
@@ -431,8 +440,13 @@ class _Search:
 def _said(line: Mapping[str, Any]) -> str:
     """Return a change in words."""
     if "start" in line:
-        return f"'{line['from']}' {'is replaced by ' + repr(line['to']) if line['to'] else 'is left out'}"
-    before, after = (f"{v:.6g}" if isinstance(v, float) else str(v) for v in (line["from"], line["to"]))
+        if not line["to"]:
+            return say("'{word}' is left out", word=line["from"])
+        return say("'{word}' is replaced by '{other}'", word=line["from"], other=line["to"])
+    before, after = (
+        f"{v:.6g}" if isinstance(v, float) else "–" if v is None else str(v)
+        for v in (line["from"], line["to"])
+    )
     return f"{line['column']} {before} → {after}"
 
 

@@ -42,7 +42,7 @@ class Embeddings(Explainer):
         5
     """
 
-    paper: ClassVar = "Pearson, 1901 (PCA); van der Maaten and Hinton, 2008 (t-SNE)"
+    paper: ClassVar = say("Pearson, 1901 (PCA); van der Maaten and Hinton, 2008 (t-SNE)")
     limits: ClassVar = say(
         "a map of two dimensions cannot keep all distances: in t-SNE the sizes of clusters and the gaps between them mean nothing"
     )
@@ -113,7 +113,12 @@ class Embeddings(Explainer):
         if self.file is not None:
             write(Path(self.file), case.numbers, labels, vectors)
             notes.append(
-                f"{len(case):,} vectors of {vectors.shape[1]} numbers are in '{Path(self.file).name}'"
+                say(
+                    "{n:,} vectors of {width} numbers are in '{file}'",
+                    n=len(case),
+                    width=vectors.shape[1],
+                    file=Path(self.file).name,
+                )
             )
         return Survey(self.type, case.target, len(case), tables, quality, notes)
 

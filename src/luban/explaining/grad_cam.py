@@ -27,7 +27,7 @@ class CamExplainer(Explainer):
     """Whether only what speaks for the class is kept, as in the paper."""
 
     def refusal(self, case: Case) -> str | None:
-        return refusal_of(case) if case.target else "it needs a score, and the model predicts no column"
+        return refusal_of(case) if case.target else say("it needs a score, and the model predicts no column")
 
     def weighted(self, maps: Tensor, gradients: Tensor) -> Tensor:
         """Return the map (B, h, w) of a layer's maps and their gradients, (B, C, h, w) each."""
@@ -41,7 +41,7 @@ class CamExplainer(Explainer):
             if not layers_of(case, column):
                 continue
             layer = module_of(case, column, self.layer)
-            notes.append(f"maps of '{layer}'")
+            notes.append(say("maps of '{layer}'", layer=layer))
             shape = next(iter(case.inputs[column].values())).shape or ()
             for start, stop, maps, gradients, own in with_gradients(case, layer):
                 whole = self.weighted(maps, gradients)
@@ -64,7 +64,7 @@ class GradCam(CamExplainer):
         True
     """
 
-    paper: ClassVar[str] = "Selvaraju et al., 2017, 'Grad-CAM: Visual Explanations from Deep Networks'"
+    paper: ClassVar[str] = say("Selvaraju et al., 2017, 'Grad-CAM: Visual Explanations from Deep Networks'")
     limits: ClassVar[str] = say(
         "it is as coarse as the layer's maps, and says where the model looked, not what it saw there"
     )

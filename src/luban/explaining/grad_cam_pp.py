@@ -23,7 +23,7 @@ class GradCamPP(CamExplainer):
         True
     """
 
-    paper: ClassVar[str] = "Chattopadhay et al., 2018, 'Grad-CAM++'"
+    paper: ClassVar[str] = say("Chattopadhay et al., 2018, 'Grad-CAM++'")
     limits: ClassVar[str] = say(
         "it is as coarse as the layer's maps, and its weights hold for piecewise linear models alone, nearly"
     )

@@ -26,7 +26,7 @@ class GradientXInput(Explainer):
         'gradient_x_input'
     """
 
-    paper: ClassVar[str] = "Shrikumar, Greenside, Shcherbina and Kundaje, 2016, 'Not Just a Black Box'"
+    paper: ClassVar[str] = say("Shrikumar, Greenside, Shcherbina and Kundaje, 2016, 'Not Just a Black Box'")
     limits: ClassVar[str] = say(
         "it sees the slope at the row alone, so what has saturated seems unimportant, and values need not add up to the score"
     )

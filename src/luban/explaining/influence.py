@@ -48,7 +48,7 @@ class Influence(Explainer):
         'prediction'
     """
 
-    paper: ClassVar = "Pruthi et al., 2020 (TracIn, last layer); Barshan et al., 2020 (why to normalise)"
+    paper: ClassVar = say("Pruthi et al., 2020 (TracIn, last layer); Barshan et al., 2020 (why to normalise)")
     limits: ClassVar = say(
         "it looks at the head's gradient at the weights that were kept, not at the whole way that training went; "
         "with cosine off, rows that the model is far off on stand on top for every prediction"
@@ -79,7 +79,7 @@ class Influence(Explainer):
         return (
             None
             if _head_of(case) is not None
-            else "it needs a head that reads one vector a row, as Luban's own families have"
+            else say("it needs a head that reads one vector a row, as Luban's own families have")
         )
 
     def explain(self, case: Case) -> list[Explanation]:
@@ -169,15 +169,38 @@ class Influence(Explainer):
                     }
                     for entry in entries
                 ]
-            for name, speaks in (("for", "for it"), ("against", "against it")):
+            for name in ("for", "against"):
                 if lines := found.tables[name]:
-                    label = shown(lines[0]["values"].get(case.target))
+                    about = {
+                        "row": lines[0]["row"],
+                        "target": case.target,
+                        "label": shown(lines[0]["values"].get(case.target)),
+                        "influence": lines[0]["influence"],
+                    }
                     found.notes.append(
-                        f"training row {lines[0]['row']} ({case.target} {label}) speaks {speaks} most ({lines[0]['influence']:.3g})"
+                        say(
+                            "training row {row} ({target} {label}) speaks for it most ({influence:.3g})",
+                            **about,
+                        )
+                        if name == "for"
+                        else say(
+                            "training row {row} ({target} {label}) speaks against it most ({influence:.3g})",
+                            **about,
+                        )
                     )
-            drawn = f"{looked:,} of {seen:,}" if looked < seen else f"all {looked:,}"
+            drawn = say("{n:,} of {of:,}", n=looked, of=seen) if looked < seen else say("all {n:,}", n=looked)
             found.notes.append(
-                f"{drawn} training rows were looked at, at {models} set{'s' if models > 1 else ''} of weights{', each by its learning rate' if models > 1 else ''}; rows are counted from 0 among those of training"
+                say(
+                    "{drawn} training rows were looked at, at {n} sets of weights, each by its learning rate; "
+                    "rows are counted from 0 among those of training",
+                    drawn=drawn,
+                    n=models,
+                )
+                if models > 1
+                else say(
+                    "{drawn} training rows were looked at, at 1 set of weights; rows are counted from 0 among those of training",
+                    drawn=drawn,
+                )
             )
         return result
 

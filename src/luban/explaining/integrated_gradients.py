@@ -35,7 +35,7 @@ class IntegratedGradients(Explainer):
         'gauss_legendre'
     """
 
-    paper: ClassVar[str] = "Sundararajan, Taly and Yan, 2017, 'Axiomatic Attribution for Deep Networks'"
+    paper: ClassVar[str] = say("Sundararajan, Taly and Yan, 2017, 'Axiomatic Attribution for Deep Networks'")
     limits: ClassVar[str] = say(
         "values depend on the neutral input they are compared with, and tokens that act only together share in a way no data supports"
     )

@@ -26,7 +26,9 @@ class KernelShap(Explainer):
         'word'
     """
 
-    paper: ClassVar[str] = "Lundberg and Lee, 2017, 'A Unified Approach to Interpreting Model Predictions'"
+    paper: ClassVar[str] = say(
+        "Lundberg and Lee, 2017, 'A Unified Approach to Interpreting Model Predictions'"
+    )
     limits: ClassVar[str] = say(
         "values are estimated from drawn samples, and parts that go together in the data are switched off apart"
     )
@@ -44,7 +46,7 @@ class KernelShap(Explainer):
     """Into about how many."""
 
     def refusal(self, case: Case) -> str | None:
-        return None if case.target else "it needs a score, and the model predicts no column"
+        return None if case.target else say("it needs a score, and the model predicts no column")
 
     def explain(self, case: Case) -> list[Explanation]:
         def switches(row: int) -> Switches:

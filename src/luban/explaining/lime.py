@@ -26,7 +26,7 @@ class Lime(Explainer):
         0.01
     """
 
-    paper: ClassVar[str] = "Ribeiro, Singh and Guestrin, 2016, 'Why Should I Trust You?'"
+    paper: ClassVar[str] = say("Ribeiro, Singh and Guestrin, 2016, 'Why Should I Trust You?'")
     limits: ClassVar[str] = say(
         "samples are drawn, so another seed gives somewhat other values, and a straight line is fitted where the model may bend"
     )
@@ -48,7 +48,7 @@ class Lime(Explainer):
     """Into about how many."""
 
     def refusal(self, case: Case) -> str | None:
-        return None if case.target else "it needs a score, and the model predicts no column"
+        return None if case.target else say("it needs a score, and the model predicts no column")
 
     def explain(self, case: Case) -> list[Explanation]:
         methods = captum()

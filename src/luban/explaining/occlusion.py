@@ -35,7 +35,9 @@ class Occlusion(Explainer):
         1
     """
 
-    paper: ClassVar[str] = "Zeiler and Fergus, 2014, 'Visualizing and Understanding Convolutional Networks'"
+    paper: ClassVar[str] = say(
+        "Zeiler and Fergus, 2014, 'Visualizing and Understanding Convolutional Networks'"
+    )
     limits: ClassVar[str] = say(
         "what two words say twice seems unimportant, since either alone is enough; and a row with a hole is one that the model was never trained on"
     )
@@ -57,7 +59,7 @@ class Occlusion(Explainer):
     """What the square is filled with: zeros as the model sees them, or the image's mean colour."""
 
     def refusal(self, case: Case) -> str | None:
-        return None if case.target else "it needs a score, and the model predicts no column"
+        return None if case.target else say("it needs a score, and the model predicts no column")
 
     def explain(self, case: Case) -> list[Explanation]:
         scores, parts = [], []

@@ -39,7 +39,9 @@ class PartialDependence(Explainer):
         20
     """
 
-    paper: ClassVar = "Friedman, 2001 (PDP); Goldstein et al., 2015 (ICE); Apley and Zhu, 2020 (ALE); Greenwell, Boehmke and McCarthy, 2018 (strength)"
+    paper: ClassVar = say(
+        "Friedman, 2001 (PDP); Goldstein et al., 2015 (ICE); Apley and Zhu, 2020 (ALE); Greenwell, Boehmke and McCarthy, 2018 (strength)"
+    )
     limits: ClassVar = say(
         "where columns go together, PDP and ICE ask the model about rows that do not exist (ALE does not), "
         "and a mean hides effects that are opposite in different rows"
@@ -63,7 +65,11 @@ class PartialDependence(Explainer):
         """It needs a target and a column that can move."""
         if not case.target:
             return say("it needs a target that is a column")
-        return None if _movable(case) else "it needs a number, a category, a flag or a date among the inputs"
+        return (
+            None
+            if _movable(case)
+            else say("it needs a number, a category, a flag or a date among the inputs")
+        )
 
     def survey(self, case: Case) -> Survey:
         """Move each column over its values.
@@ -78,7 +84,9 @@ class PartialDependence(Explainer):
         for column in columns:
             values = _grid(case, column, self.grid, self.levels)
             if len(values) < 2:
-                notes.append(f"'{column}' has a single value in these rows, so it cannot move")
+                notes.append(
+                    say("'{column}' has a single value in these rows, so it cannot move", column=column)
+                )
                 continue
             places = np.repeat(np.arange(len(values)), len(case))
             rows = np.tile(np.arange(len(case)), len(values))
@@ -94,7 +102,10 @@ class PartialDependence(Explainer):
         rest = [column for column in case.inputs if column not in _movable(case)]
         if rest and not self.columns:
             notes.append(
-                f"texts, pictures, sets and vectors have no grid of values and stay as they are: {', '.join(rest)}"
+                say(
+                    "texts, pictures, sets and vectors have no grid of values and stay as they are: {columns}",
+                    columns=rest,
+                )
             )
         return Survey(self.type, case.target, len(case), tables, {}, notes)
 
@@ -221,7 +232,7 @@ def _tied(case: Case, columns: list[str]) -> list[str]:
     """Return a sentence for each pair of numbers that go together."""
     kinds = case.predictor.pipeline.inputs
     numbers = {c: as_numbers(case.frame[c]).to_numpy() for c in case.inputs if kinds[c].type == "number"}
-    said = []
+    said: list[str] = []
     names = list(numbers)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
@@ -232,6 +243,11 @@ def _tied(case: Case, columns: list[str]) -> list[str]:
             r = float(np.corrcoef(x, y)[0, 1])
             if abs(r) >= _TIED:
                 said.append(
-                    f"'{a}' and '{b}' go together (correlation {r:.2f}), so moving one alone makes rows that are rare or impossible: prefer ALE"
+                    say(
+                        "'{a}' and '{b}' go together (correlation {r:.2f}), so moving one alone makes rows that are rare or impossible: prefer ALE",
+                        a=a,
+                        b=b,
+                        r=r,
+                    )
                 )
     return said

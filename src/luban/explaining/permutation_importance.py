@@ -39,7 +39,7 @@ class PermutationImportance(Explainer):
         2000
     """
 
-    paper: ClassVar = "Breiman, 2001; Fisher, Rudin and Dominici, 2019 (model reliance)"
+    paper: ClassVar = say("Breiman, 2001; Fisher, Rudin and Dominici, 2019 (model reliance)")
     limits: ClassVar = say(
         "of columns that say the same each may seem to matter little, since the other one stands in for it; "
         "it tells what this model uses, not what the truth depends on"
@@ -57,7 +57,7 @@ class PermutationImportance(Explainer):
 
     def refusal(self, case: Case) -> str | None:
         """It needs a target."""
-        return None if case.target else "it needs a target that is a column"
+        return None if case.target else say("it needs a target that is a column")
 
     def survey(self, case: Case) -> Survey:
         """Measure the rows, whose truth must be known, with each column shuffled in turn.
@@ -100,8 +100,19 @@ class PermutationImportance(Explainer):
                 }
             )
         table.sort(key=lambda line: -cast(float, line["importance"]))
-        what = "rises" if score.sign < 0 else "drops"
-        notes.append(f"by how much {score.metric} {what}, over {self.repeats} shuffles of a column")
+        notes.append(
+            say(
+                "by how much {metric} rises, over {n} shuffles of a column",
+                metric=score.metric,
+                n=self.repeats,
+            )
+            if score.sign < 0
+            else say(
+                "by how much {metric} drops, over {n} shuffles of a column",
+                metric=score.metric,
+                n=self.repeats,
+            )
+        )
         return Survey(
             self.type, case.target, len(case), {"importance": table}, {score.metric: value}, notes + drawn
         )

@@ -42,7 +42,7 @@ class Probe(Explainer):
         'mean'
     """
 
-    paper: ClassVar = "Alain and Bengio, 2016; Hewitt and Liang, 2019 (what a probe does not show)"
+    paper: ClassVar = say("Alain and Bengio, 2016; Hewitt and Liang, 2019 (what a probe does not show)")
     limits: ClassVar = say(
         "that something can be read off a layer does not mean that the model uses it; "
         "and wide layers are easier to read than narrow ones"
@@ -100,8 +100,11 @@ class Probe(Explainer):
         quality = {"rows_fitted": float(len(rest)), "rows_held_out": float(len(held))}
         if classes:
             quality["most_frequent_class"] = float(np.bincount(truth[held]).max() / len(held))
-        what = "accuracy" if classes else "R²"
-        notes.append(f"{what} with which '{column}' is read off each layer, on rows held out")
+        notes.append(
+            say("accuracy with which '{column}' is read off each layer, on rows held out", column=column)
+            if classes
+            else say("R² with which '{column}' is read off each layer, on rows held out", column=column)
+        )
         return Survey(self.type, column, len(case), {"layers": lines}, quality, notes)
 
     def _read(

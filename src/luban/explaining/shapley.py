@@ -38,7 +38,7 @@ class Shapley(Explainer):
         10
     """
 
-    paper: ClassVar = (
+    paper: ClassVar = say(
         "Shapley, 1953; Štrumbelj and Kononenko, 2014; Lundberg and Lee, 2017 (interventional values)"
     )
     limits: ClassVar = say(
@@ -70,7 +70,11 @@ class Shapley(Explainer):
         pool = joined(case.encoded, case.predictor.pipeline.encode(others, targets=False)[0])
         columns = list(case.inputs)
         exact = len(columns) <= self.exact
-        how = f"all {2 ** len(columns):,} coalitions" if exact else f"{self._pairs * 2:,} orders drawn"
+        how = (
+            say("all {n:,} coalitions", n=2 ** len(columns))
+            if exact
+            else say("{n:,} orders drawn", n=self._pairs * 2)
+        )
         found = []
         for i in range(len(case)):
             game = _Game(case, pool, columns, i, len(others))
@@ -90,7 +94,7 @@ class Shapley(Explainer):
             explanation.quality["completeness_error"] = float(abs(gap) / max(whole, 1e-6))
             if not exact:
                 explanation.quality["standard_error"] = float(one.error.max())
-            explanation.notes.append(f"{said}; {how}")
+            explanation.notes.append(say("{said}; {how}", said=said, how=how))
         return result
 
     @property

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -39,7 +41,9 @@ class Surrogate(Explainer):
         0.3
     """
 
-    paper: ClassVar = "Craven and Shavlik, 1996 (trees extracted from networks); Breiman et al., 1984 (CART)"
+    paper: ClassVar = say(
+        "Craven and Shavlik, 1996 (trees extracted from networks); Breiman et al., 1984 (CART)"
+    )
     limits: ClassVar = say(
         "it explains the model only as far as it agrees with it (see fidelity), and only on rows like these"
     )
@@ -68,7 +72,7 @@ class Surrogate(Explainer):
             return say("it needs a target that is a column")
         if case.processor.task == "multilabel":
             return say("it imitates one class or one number a row, and this target is a set")
-        return None if readable_columns(case) else "it needs a table or a text"
+        return None if readable_columns(case) else say("it needs a table or a text")
 
     def survey(self, case: Case) -> Survey:
         """Fit the surrogate and measure it.
@@ -102,12 +106,17 @@ class Surrogate(Explainer):
         quality |= {"rows_fitted": float(len(rest)), "rows_held_out": float(len(held))}
         if case.classes and quality["fidelity"] <= quality["agreement_of_a_constant"]:
             notes.append(
-                "the surrogate agrees with the model no better than who always says the most frequent class, so it explains nothing"
+                say(
+                    "the surrogate agrees with the model no better than who always says the most frequent class, so it explains nothing"
+                )
             )
         left = [column for column in case.inputs if column not in readable_columns(case)]
         if left:
             notes.append(
-                f"what the model sees in {', '.join(left)} is not imitated: pictures and vectors hold no words"
+                say(
+                    "what the model sees in {columns} is not imitated: pictures and vectors hold no words",
+                    columns=left,
+                )
             )
         if self.kind == "tree":
             names = [case.classes[k] for k in model.classes_] if case.classes else []
@@ -226,7 +235,7 @@ class _Tree:
             parent = parents.get(node)
             line: dict[str, Any] = {"node": node, "parent": None, "answer": None, "question": None}
             if parent is not None:
-                line |= {"parent": parent[0], "answer": "yes" if parent[1] else "no"}
+                line |= {"parent": parent[0], "answer": say("yes") if parent[1] else say("no")}
             if self.tree.children_left[node] >= 0:
                 feature = self.features[self.tree.feature[node]]
                 line |= {
@@ -249,7 +258,7 @@ class _Tree:
                 own = self.features[feature]
                 words += [_condition(own, lower[feature], True)] if feature in lower else []
                 words += [_condition(own, upper[feature], False)] if feature in upper else []
-            lines.append({"if": " and ".join(words) or "always"} | self._leaf(leaf))
+            lines.append({"if": _all_of(words)} | self._leaf(leaf))
         return sorted(lines, key=lambda line: -line["rows"])
 
     def _paths(
@@ -275,6 +284,18 @@ class _Tree:
             }
         best = int(value.argmax())
         return {"then": self.classes[best], "share": float(value[best] / value.sum()), "rows": rows}
+
+
+def _all_of(conditions: Sequence[str]) -> str:
+    """Return conditions as one sentence.
+
+    Example:
+        >>> _all_of(["age > 39.5", "city is Rome"]), _all_of([])
+        ('age > 39.5 and city is Rome', 'always')
+    """
+    if not conditions:
+        return say("always")
+    return reduce(lambda one, other: say("{one} and {other}", one=one, other=other), conditions)
 
 
 def _condition(feature: Feature, threshold: float, above: bool) -> str:

@@ -14,11 +14,13 @@ from luban.adapt.lora import merge
 from luban.artefact import Artefact, write_json
 from luban.data._messages import dump, read
 from luban.data.contracts import Processor
+from luban.data.processors._deciding import threshold_of
 from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import InputError, ParityError
 from luban.models._foreign import ForeignLanguageModel, ForeignSpeaker
+from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._foreign_pair import ForeignPair
 from luban.models._language import Language, LanguageEncoder, encoder_of
 from luban.models._network import Network, module_key
@@ -62,7 +64,8 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
     if predictor.writer is not None:
         return _write_pair(artefact, predictor, predictor.writer, folder)
     if isinstance(artefact.model, HuggingFace):
-        return _write_foreign(artefact, artefact.model, predictor, folder)
+        wrote = _write_classifier if artefact.model.task == "classifier" else _write_foreign
+        return wrote(artefact, artefact.model, predictor, folder)
     encoder, column, text = _parts(artefact, predictor)
     encoder.keep_states = True  # of every token, which is what is compared where there is no head
     model = encoder.options
@@ -95,9 +98,6 @@ def write(artefact: Artefact, predictor: Predictor, folder: Path) -> dict[str, A
         tensors |= _head(
             layout.classifier, heads[module_key(target)], target, processor, config["model_type"]
         )
-        if getattr(processor, "threshold", 0.5) != 0.5:
-            same = "" if artefact.decisions else "; the probabilities are the same"
-            notes.append(f"'{target}' is decided at {processor.threshold:g} here and at 0.5 there{same}")  # type: ignore[attr-defined]
     notes += _beside(artefact)
     special = _special(text)
     if layout.tensors.pads_positions:
@@ -128,7 +128,7 @@ def _write_foreign(
     if not isinstance(encoder, ForeignLanguageModel):
         raise InputError(
             f"this artefact of type '{options.type}' is an encoder, whose pooling and heads transformers has no class for; format hf takes tasks "
-            "causal_lm, masked_lm and seq2seq, and bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq"
+            "classifier, causal_lm, masked_lm and seq2seq, and bert, gpt2, llama, qwen2, qwen3, smollm and seq2seq"
         )
     if len(network.encoders) > 1 or pipeline.targets or options.hidden:
         raise InputError(
@@ -158,6 +158,45 @@ def _write_foreign(
     }
 
 
+def _write_classifier(
+    artefact: Artefact, options: HuggingFace, predictor: Predictor, folder: Path
+) -> dict[str, Any]:
+    """Write back a sequence classifier whose layers are those of transformers, with our head in its place; as `write`."""
+    network, pipeline = predictor.model, artefact.pipeline
+    assert isinstance(network, Network)
+    assert options.config is not None
+    if len(network.encoders) > 1 or len(pipeline.targets) != 1 or options.hidden:
+        raise InputError(
+            "transformers' sequence classifier reads one text and has one linear head, and this artefact has more inputs, another number of "
+            "targets or hidden layers; format hf cannot hold them"
+        )
+    encoder = next(iter(network.encoders.values()))
+    assert isinstance(encoder, ForeignClassifier)
+    ((column, text),), ((target, processor),) = pipeline.inputs.items(), pipeline.targets.items()
+    assert isinstance(text, Text)
+    head = network.heads[module_key(target)]
+    assert isinstance(head, nn.Linear)
+    own = _head(encoder.decision, head, target, processor, encoder.architecture)
+    architecture = type(encoder.model).__name__
+    config = {
+        **options.config,
+        **_labels(processor),
+        "architectures": [architecture],
+        "torch_dtype": "float32",
+    }
+    if not encoder.names_padding and text.pad_id is not None:
+        config["pad_token_id"] = text.pad_id  # without one transformers takes one text at a time
+    write_json(folder / "config.json", config)
+    tensors = {name.removeprefix("model."): value for name, value in encoder.state_dict().items()}
+    write_tensors(tensors | own, folder / "model.safetensors")
+    _write_tokenizer(text, options.max_positions, folder, speaks=False, segments=bool(encoder.segments))
+    return {
+        "architecture": architecture,
+        "notes": _beside(artefact),
+        "drift": _drift(artefact, predictor, folder, column, text, architecture, speaks=False),
+    }
+
+
 def _write_generation(text: Text, special: dict[str, Any], folder: Path) -> None:
     """Write where texts end that a causal language model generates."""
     ids = {key: value for key, value in special.items() if value is not None}
@@ -168,7 +207,12 @@ def _write_generation(text: Text, special: dict[str, Any], folder: Path) -> None
 
 def _beside(artefact: Artefact) -> list[str]:
     """Return what the artefact does before and after its model, which no files of transformers hold."""
-    notes = []
+    notes = [
+        f"'{target}' is decided at {threshold:g} here and at 0.5 there"
+        + ("" if artefact.decisions else "; the probabilities are the same")
+        for target, processor in artefact.pipeline.targets.items()
+        if (threshold := threshold_of(processor)) != 0.5
+    ]
     if steps := ", ".join(step.type for step in artefact.pipeline.cleaners):
         notes.append(f"the artefact cleans rows ({steps}), and transformers does not: clean them before")
     if decided := ", ".join(one.type for one in artefact.decisions):
@@ -345,8 +389,10 @@ def _closing(text: Text) -> int | None:
     return text.end_id if text.end and text.frame[1][-1:] != [text.end_id] else None
 
 
-def _write_tokenizer(text: Text, longest: int | None, folder: Path, *, speaks: bool) -> None:
-    """Write the tokenizer of a model that takes `longest` tokens, None for any number."""
+def _write_tokenizer(
+    text: Text, longest: int | None, folder: Path, *, speaks: bool, segments: bool = False
+) -> None:
+    """Write the tokenizer of a model that takes `longest` tokens, None for any number, and that is told of segments or not."""
     written = text.trained.to_str()
     if not speaks and (closing := _closing(text)) is not None:
         # A text that is to be continued has no end; one that is classified is read at it.
@@ -378,6 +424,8 @@ def _write_tokenizer(text: Text, longest: int | None, folder: Path, *, speaks: b
         "clean_up_tokenization_spaces": False,
         **{name: text.trained.id_to_token(i) for name, i in names.items() if i is not None},
     }
+    if segments:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if text.chat_template:
         settings["chat_template"] = text.chat_template
     write_json(folder / "tokenizer_config.json", settings)
@@ -397,6 +445,7 @@ def _drift(
     if (read_back := _loaded(folder, architecture)) is None:
         return None
     theirs, tokenizer = read_back
+    reader = next((one for one in predictor.model.modules() if isinstance(one, ForeignClassifier)), None)
     worst = 0.0
     rows = [one["row"] for one in artefact.sample]
     cells = predictor.clean(frame_of(rows))[column].to_list() if rows else []
@@ -418,10 +467,11 @@ def _drift(
         else:
             own = tokenizer(value, truncation=True, max_length=text.max_length)["input_ids"]
         _require_same(value, own, ids, folder)
-        given = Ragged.from_rows([torch.tensor(ids)]).to(predictor.device)
+        alone = Ragged.from_rows([torch.tensor(ids)])
+        inputs = {"input_ids": alone.values[None]} if reader is None else reader.inputs(alone)
         with torch.inference_mode():
-            outputs = predictor.model({f"{column}.ids": given})
-            found = theirs(torch.tensor([ids], device="cpu"))
+            outputs = predictor.model({f"{column}.ids": alone.to(predictor.device)})
+            found = theirs(**inputs)
             ours, other = _comparable(outputs, found, column, artefact)
         worst = max(worst, float((ours - other).abs().max()))
     return _bounded(worst, folder)

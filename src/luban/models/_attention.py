@@ -117,6 +117,10 @@ class Plan:
         """Bring (T, ...) from the order of the plan into that of the batch."""
         return x if self.back is None else x.index_select(0, self.back)
 
+    def native(self, scale: float, dropout: float = 0.0) -> _kernels.Rows:
+        """Return the rows as Luban's own kernel takes them."""
+        return _kernels.Rows(self.queries, self.keys, self.longest, self.causal, scale, dropout)
+
 
 def plan(rows: Ragged, *, keys: Ragged | None = None, causal: bool = False) -> Plan:
     """Plan the attention of a batch of sequences; only offsets are looked at.
@@ -264,9 +268,7 @@ def attend(
         wide = attend(query.float(), key.float(), value.float(), how, dropout, scale)
         return wide.to(query.dtype)
     if _native(query, key, value, how):
-        return _kernels.attention(
-            query, key, value, how.queries, how.keys, how.longest, how.causal, dropout, scale
-        )
+        return _kernels.attention(query, key, value, how.native(scale, dropout))
     return _by_rectangles(query, key, value, how, dropout, scale)
 
 

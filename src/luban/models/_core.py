@@ -27,6 +27,7 @@ from luban.models._attention import Plan, attend, plan
 from luban.models._kernels import GELU, add_norm
 from luban.models._layers import Activation, Dropout, activation_of
 from luban.models._products import alike, product
+from luban.models._settled import Parts, settled_block
 
 __all__ = ["Block", "Core", "Projection", "Rope", "Shape", "Vocabulary", "rotate"]
 
@@ -163,6 +164,41 @@ class Attention(nn.Module):
         result: Tensor = self.out(attend(q, k, v, how, self.dropout if self.training else 0.0))
         return result
 
+    def can_glance(self, how: Plan, turns: Turns | None) -> bool:
+        """Return whether `glance` says what `forward` does, in half the multiplications or fewer: where few places ask, and keys
+        and values are linear in what is read, by weights that want no gradient."""
+        learns = torch.is_grad_enabled() and any(
+            p.requires_grad for p in (*self.k.parameters(), *self.v.parameters())
+        )
+        plain = (
+            type(self.k) is nn.Linear and type(self.v) is nn.Linear and self.k_norm is None and turns is None
+        )
+        few = 2 * how.pairs * self.heads <= int(how.keys[-1]) * self.kv_heads * self.head_size
+        return plain and few and not learns and not (self.training and self.dropout)
+
+    def glance(self, q: Tensor, x: Tensor, how: Plan) -> Tensor:
+        """Attend from few places, (M, heads, d), to vectors (S, D) as they are, without their keys and values; to (M, D).
+
+        Of a score ``q · (K x + b) = (Kᵀ q) · x + q · b`` the last part is the same for all x, so that no softmax sees it; and
+        ``Σ a (V x + c) = V (Σ a x) + c``, since weights a add up to one. So all heads of a place are queries of a single head.
+        """
+        groups, width, places = self.kv_heads, x.shape[1], len(q)
+        keys, values = (part.weight.view(groups, self.head_size, width) for part in (self.k, self.v))
+        asked = (
+            q.view(places, groups, -1, self.head_size).transpose(0, 1).flatten(1, 2) @ keys
+        )  # (groups, M · shared, D)
+        asked = (
+            asked.view(groups, places, -1, width).transpose(0, 1).reshape(-1, 1, width)
+        )  # (M · heads, 1, D)
+        rows = plan(Ragged(asked, how.queries * self.heads), keys=Ragged(x, how.keys))
+        mixed = attend(asked, x[:, None], x[:, None], rows, scale=self.head_size**-0.5)  # (M · heads, D)
+        mixed = mixed.view(places, groups, -1, width).transpose(0, 1).flatten(1, 2) @ values.transpose(1, 2)
+        seen = mixed.view(groups, places, -1, self.head_size).transpose(0, 1).reshape(places, -1)
+        if self.v.bias is not None:
+            seen = seen + self.v.bias.view(groups, 1, -1).expand(-1, self.heads // groups, -1).flatten()
+        result: Tensor = self.out(seen)
+        return result
+
 
 class FeedForward(nn.Module):
     """Two linear layers with an activation between, or three with a gate."""
@@ -216,22 +252,26 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step, layer: int, read: tuple[Tensor, Any] | None = None) -> Tensor:
         """(T, D) to (T, D), or to (M, D) where only the places `read` are wanted: the others are keys and values only."""
+        if read is None and (whole := self._settled(x, step)) is not None:
+            return whole
         source = self.attention_norm(x) if self.pre else x
-        k, v = self.attention.keys_values(source, step.turns)
-        turns, how = step.turns, step.how
+        asking, turns, how = source, step.turns, step.how
         if read is not None:
             places, how = read
-            x, source = x.index_select(0, places), source.index_select(0, places)
+            x, asking = x.index_select(0, places), source.index_select(0, places)
             turns = (
                 None
                 if turns is None
                 else (turns[0].index_select(0, places), turns[1].index_select(0, places))
             )
-        q = self.attention.queries(source, turns)
-        if step.cache is None:
-            seen = self.attention(q, k, v, how)
-        else:
+        q = self.attention.queries(asking, turns)
+        if step.cache is not None:
+            k, v = self.attention.keys_values(source, step.turns)
             seen = self.attention.out(step.cache.attend(layer, q, k, v, how))
+        elif read is not None and self.attention.can_glance(how, turns):
+            seen = self.attention.glance(q, source, how)
+        else:
+            seen = self.attention(q, *self.attention.keys_values(source, step.turns), how)
         x = self._add(x, seen, self.attention_norm)
         if self.cross is not None and self.cross_norm is not None and step.memory is not None:
             source = self.cross_norm(x) if self.pre else x
@@ -243,6 +283,24 @@ class Block(nn.Module):
                 seen = self.cross(q, *step.cache.memory(layer, self.cross, memory), how)
             x = self._add(x, seen, self.cross_norm)
         return self._add(x, self.feed(self.feed_norm(x) if self.pre else x), self.feed_norm)
+
+    def _settled(self, x: Tensor, step: Step) -> Tensor | None:
+        """Return what a block is on weights that stay as they are (`luban.models._settled`), where it is of the kind that can."""
+        attention, feed = self.attention, self.feed
+        alone = step.cache is None and step.memory is None and step.turns is None and not self.training
+        if (
+            self.pre
+            or not alone
+            or feed.gate is not None
+            or type(feed.activation) is not GELU
+            or attention.k_norm is not None
+        ):
+            return None
+        linear = attention.q, attention.k, attention.v, attention.out, feed.up, feed.down
+        parts = Parts(attention.heads, attention.head_size, *linear, self.attention_norm, self.feed_norm)
+        found = settled_block(self, parts, x)
+        how: Plan = step.how
+        return None if found is None else found(x, how.native(attention.head_size**-0.5))
 
     def _add(self, x: Tensor, part: Tensor, norm: nn.Module) -> Tensor:
         """Add a part to the stream; after-norm normalises the sum."""

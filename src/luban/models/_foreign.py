@@ -39,6 +39,7 @@ from luban.models._encoders import Encoder, Features, read_ragged
 from luban.models._layers import pooled
 
 __all__ = [
+    "CLASSES",
     "Asked",
     "ForeignEncoder",
     "ForeignLanguageModel",
@@ -67,13 +68,24 @@ _NO_PART = {
     "_attn_implementation_internal", "attn_implementation", "id2label", "label2id", "problem_type", "num_labels", "custom_pipelines",
 }  # fmt: skip
 _CLASSES = {
-    "encoder": "AutoModel", "causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"
-}  # fmt: skip
+    "encoder": "AutoModel",
+    "classifier": "AutoModelForSequenceClassification",
+    "causal_lm": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
 """Task → what transformers makes it of."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """What architectures call the number of their positions."""
 _ENOUGH = 512  # positions, for any architecture to be made
-_CALLED = {"causal_lm": ("CAUSAL_LM", "causal"), "masked_lm": ("MASKED_LM", "masked"), "seq2seq": ("SEQ_TO_SEQ_CAUSAL_LM", "encoder-decoder")}  # fmt: skip
+_CALLED = {
+    "classifier": ("SEQUENCE_CLASSIFICATION", "sequence classifier"),
+    "causal_lm": ("CAUSAL_LM", "causal language model"),
+    "masked_lm": ("MASKED_LM", "masked language model"),
+    "seq2seq": ("SEQ_TO_SEQ_CAUSAL_LM", "encoder-decoder language model"),
+}
+CLASSES = 1009
+"""Of a new classifier, whose last layer is told by a size that no other layer has, and then taken off."""
 
 
 # --- the package ------------------------------------------------------------------------------------------
@@ -135,7 +147,7 @@ def _class_of(task: str, configuration: Any) -> Any:
         table, called = _CALLED[task]
         if type(configuration) not in getattr(transformers, f"MODEL_FOR_{table}_MAPPING"):
             raise RecipeError(
-                f"transformers has no {called} language model of type '{configuration.model_type}'; take task encoder, or another model"
+                f"transformers has no {called} of type '{configuration.model_type}'; take task encoder, or another model"
             )
     if task == "masked_lm" and configuration.is_encoder_decoder:
         raise RecipeError(
@@ -147,6 +159,8 @@ def _class_of(task: str, configuration: Any) -> Any:
 
 def _made(task: str, configuration: Any) -> nn.Module:
     """Return a module with new weights."""
+    if task == "classifier":
+        configuration.num_labels = CLASSES
     how = {"trust_remote_code": False, "dtype": torch.float32, **_attention(task)}
     with _said_by_transformers(str(configuration.model_type)):
         made = _class_of(task, configuration).from_config(configuration, **how)
@@ -219,11 +233,19 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     return int(config[key]) - kept
 
 
-def pretrained(path: str, task: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
+def pretrained(
+    path: str, task: str, config: Mapping[str, Any], without: str | None = None
+) -> tuple[dict[str, Tensor], set[str]]:
     """Return the weights of a directory by the names of its module, and the parts that it lacks.
 
+    Args:
+        path: the directory.
+        task: what the module is for.
+        config: of the architecture.
+        without: the layer that is left out, of whatever size.
+
     Raises:
-        ArtefactError: if it has none of them.
+        ArtefactError: if it has none of them, or of other sizes.
         RecipeError: if transformers cannot read it.
     """
     configuration = configuration_of(config)
@@ -236,9 +258,16 @@ def pretrained(path: str, task: str, config: Mapping[str, Any]) -> tuple[dict[st
             trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=without is not None,
             **_attention(task),
         )
-    own = _reader(task, made).state_dict()
+    own = {
+        name: tensor
+        for name, tensor in _reader(task, made).state_dict().items()
+        if name.rpartition(".")[0] != without
+    }
+    if wrong := sorted({name for name, *_ in report["mismatched_keys"]} & own.keys()):
+        raise ArtefactError(f"'{path}' does not fit its config.json: '{wrong[0]}' has another size there")
     missing = {name for name in report["missing_keys"] if name in own or name.partition(".")[2] in own}
     if len(missing) == len(own):
         raise ArtefactError(f"'{path}' does not fit its config.json: it has none of the model's tensors")
@@ -358,9 +387,24 @@ class ForeignEncoder(Encoder):
     def _width(self) -> int:
         return int(cast(Any, self.reader).config.hidden_size)
 
+    @property
+    def looks_up_once(self) -> bool:
+        """Whether the tokens of a batch are looked up in one place, all rows at once where they are of one length, so that gradients
+        can attach there."""
+        return True
+
     def head(self) -> nn.Module | None:
         """Return what turns states into logits over the tokens, where there is such a thing."""
         return None
+
+    def save_once(self) -> None:
+        """From now on save what is tied under its first name only."""
+        seen: dict[int, str] = {}
+        named = self.named_parameters(remove_duplicate=False)
+        self._tied = {name: first for name, one in named if (first := seen.setdefault(id(one), name)) != name}
+        """Further name of a parameter → its first."""
+        self.register_state_dict_post_hook(_without_tied)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_tied)  # type: ignore[no-untyped-call]
 
     # --- what it is asked when it is made ---------------------------------------------------------------------
 
@@ -369,7 +413,7 @@ class ForeignEncoder(Encoder):
         long, short = self._samples()
         if not self._apart(short, long):
             self.masks_padding = False
-            if not self._apart(short, short):
+            if not self._apart(short, short, short):
                 raise RecipeError(
                     f"an architecture of type '{self.architecture}' reads the texts of a batch as one, so that a text's states depend on "
                     "those beside it; take another model"
@@ -382,21 +426,30 @@ class ForeignEncoder(Encoder):
         long = torch.tensor((tokens * length)[:length], device=next(self.parameters()).device)
         return long, long.flip(0)[: max(1, length // 2)]
 
-    def _apart(self, text: Tensor, other: Tensor) -> bool:
-        """Whether the states of a text are the same beside another one, and depend on nothing but its own tokens.
+    def _apart(self, text: Tensor, *others: Tensor) -> bool:
+        """Whether the states of a text are the same beside others, and depend on nothing but its own tokens.
 
         Two questions: an initialisation may be so small that what comes from the padding is lost in rounding, but a gradient is
         then small and not zero; and what depends on the length of the rectangle alone has no gradient.
         """
         with torch.no_grad():
-            alone = self.states(Ragged.from_rows([text]).to(text.device))
+            alone = self._made_of(text)
         with looked_up(self.reader) as seen:
-            beside = self.states(Ragged.from_rows([text, other]).to(text.device))[: len(text)]
-        gradients = gradients_of(beside, seen)
-        longest = max(len(text), len(other))
+            beside = self._made_of(text, *others)
+        rows = 1 + len(others)
+        # Some have the tokens first, (L, B, D).
+        gradients = [
+            one.transpose(0, 1) if len(one) != rows == one.shape[1] else one
+            for one in gradients_of(beside, seen)
+        ]
+        longest = max(map(len, (text, *others)))
         # The text stands at the end of what was looked up: some put vectors of their own before it.
         outside = [one[:, -longest:][:, len(text) :] for one in gradients] + [one[1:] for one in gradients]
         return near(beside, alone) and not any(bool(one.any()) for one in outside)
+
+    def _made_of(self, text: Tensor, *others: Tensor) -> Tensor:
+        """Return what a text becomes beside others, (T, D)."""
+        return self.states(Ragged.from_rows([text, *others]).to(text.device))[: len(text)]
 
     def read_past(self) -> set[nn.Linear]:
         """Return the linear layers whose weight is read while the layer itself is not called, so that nothing that takes the layer's
@@ -445,6 +498,10 @@ class ForeignEncoder(Encoder):
         longest = int(texts.lengths.max()) if len(texts) else 0
         return longest if self.positions is not None and longest > self.positions else None
 
+    def rectangle(self, texts: Ragged) -> Rectangle:
+        """Return texts that go through together, padded."""
+        return Rectangle.of(texts, self.padding)
+
     def together(self, texts: Ragged) -> Iterator[tuple[Ragged, Tensor]]:
         """Yield the texts that go through together, and where their tokens stand in the batch, (T',)."""
         if self.masks_padding or even(texts):
@@ -464,7 +521,7 @@ class ForeignEncoder(Encoder):
         """Return the state of each token, (T, D)."""
         parts, places = [], []
         for some, where in self.together(texts):
-            given = Rectangle.of(some, self.padding)
+            given = self.rectangle(some)
             found: Tensor = self.reader(
                 input_ids=given.ids, attention_mask=given.seen, **self._once
             ).last_hidden_state  # (B, L, D)
@@ -515,11 +572,16 @@ def looked_up(model: nn.Module) -> Iterator[list[Tensor]]:
         given_on = seen[-1].clone()  # which may be changed in place
         return (given_on, *output[1:]) if isinstance(output, tuple) else given_on
 
-    handle = cast(Any, model).get_input_embeddings().register_forward_hook(hook)
+    table = cast(Any, model).get_input_embeddings()
+    weight = getattr(table, "weight", table)
+    # An encoder and its decoder may look up in one table, each by a layer of its own.
+    tables = {part for part in model.modules() if isinstance(part, nn.Embedding) and part.weight is weight}
+    handles = [part.register_forward_hook(hook) for part in {table, *tables}]
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def near(found: Tensor, expected: Tensor) -> bool:
@@ -607,14 +669,9 @@ class ForeignSpeaker(ForeignEncoder, LanguageModel):
         self, config: Mapping[str, Any], positions: int | None, pool: Pool, name: str, field: Field
     ) -> None:
         super().__init__(config, positions, pool, name, field)
-        seen: dict[int, str] = {}
-        named = self.named_parameters(remove_duplicate=False)
-        self._tied = {name: first for name, one in named if (first := seen.setdefault(id(one), name)) != name}
-        """Further name of a parameter → its first."""
+        self.save_once()
         self.ties = frozenset({*self._tied, *self._tied.values()})
         """Names of the parameters that the architecture ties, though weights may come that part them."""
-        self.register_state_dict_post_hook(_without_tied)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_with_tied)  # type: ignore[no-untyped-call]
 
     def _width(self) -> int:
         head = self.head()
@@ -898,13 +955,13 @@ def joined(texts: Ragged, more: Ragged) -> Ragged:
 
 
 def _without_tied(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    assert isinstance(module, ForeignSpeaker)
+    assert isinstance(module, ForeignEncoder)
     for name in module._tied:
         del state[prefix + name]
 
 
 def _with_tied(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    assert isinstance(module, ForeignSpeaker)
+    assert isinstance(module, ForeignEncoder)
     for name, first in [*module._tied.items()]:
         if prefix + first not in state:
             continue

@@ -198,6 +198,7 @@ struct Dropout {
 
 constexpr int QUERIES = 32, KEYS = 256;  // of a block: its scores take 32 KiB and stay in a near cache
 constexpr int WIDEST = 256;              // head size
+constexpr int LINE = 16, FETCHED = 64;   // floats of a cache line; positions of a row that are asked for ahead
 
 // A thread's own memory, taken piece by piece. It is kept from call to call, because a system that hands out fresh pages
 // each time costs more than a short row's attention.
@@ -476,11 +477,23 @@ void backward_task(const Problem& problem, const Task& task, const View& query, 
         }
 }
 
-// Call `run(task)` for every row and head of the keys, on the threads asked for.
-template <typename Run>
-void for_each_task(const Problem& problem, Run run) {
-#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(problem.threads))
-    for (int64_t number = 0; number < problem.rows * problem.heads; number++) run(Task(problem, number));
+// Ask for the numbers of one head of a row, a short one: they lie apart, one head after the other, so that no processor foresees them.
+void fetch(const View& view, int64_t first, int64_t positions, int64_t head, int64_t width) {
+    for (int64_t i = 0; i < std::min<int64_t>(positions, FETCHED); i++)
+        for (int64_t d = 0; d < width; d += LINE) __builtin_prefetch(at(view, first + i, head) + d);
+}
+
+// Call `run(task)` for every row and head of the keys, on the threads asked for; `soon(task)` while the one before it runs.
+template <typename Run, typename Soon>
+void for_each_task(const Problem& problem, Run run, Soon soon) {
+    const int64_t number = problem.rows * problem.heads;
+    // All heads of a row are one thread's, where there are rows enough.
+    const int chunk = problem.rows >= 8 * problem.threads ? static_cast<int>(problem.heads) : 1;
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(static_cast<int>(problem.threads))
+    for (int64_t i = 0; i < number; i++) {
+        if (i + 1 < number) soon(Task(problem, i + 1));
+        run(Task(problem, i));
+    }
 }
 
 }  // namespace
@@ -492,17 +505,31 @@ const char* vectors() { return LANES == 16 ? "AVX-512" : LANES == 8 ? "AVX" : "1
 // out (queries, heads, width) and sums (queries, heads), the base-2 logarithm of the softmax sum; both without gaps.
 void attention_forward(const Problem* problem, const View* query, const View* key, const View* value, float* out,
                        float* sums) {
-    for_each_task(*problem, [&](const Task& task) {
-        forward_task(*problem, task, *query, *key, *value, out, sums);
-    });
+    for_each_task(
+        *problem, [&](const Task& task) { forward_task(*problem, task, *query, *key, *value, out, sums); },
+        [&](const Task& task) {
+            fetch(*key, task.low, task.keys, task.head, problem->width);
+            fetch(*value, task.low, task.keys, task.head, problem->width);
+            fetch(*query, task.first, task.queries, task.head * problem->shared, problem->width);
+        });
 }
 
 // The gradients have the shapes of query, key and value, without gaps.
 void attention_backward(const Problem* problem, const View* query, const View* key, const View* value, const float* out,
                         const float* sums, const View* d_out, float* d_query, float* d_key, float* d_value) {
-    for_each_task(*problem, [&](const Task& task) {
-        backward_task(*problem, task, *query, *key, *value, out, sums, *d_out, d_query, d_key, d_value);
-    });
+    const int64_t heads = problem->heads * problem->shared;
+    const View made{const_cast<float*>(out), heads * problem->width, problem->width};
+    for_each_task(
+        *problem,
+        [&](const Task& task) {
+            backward_task(*problem, task, *query, *key, *value, out, sums, *d_out, d_query, d_key, d_value);
+        },
+        [&](const Task& task) {
+            fetch(*key, task.low, task.keys, task.head, problem->width);
+            fetch(*value, task.low, task.keys, task.head, problem->width);
+            for (const View* view : {query, d_out, &made})
+                fetch(*view, task.first, task.queries, task.head * problem->shared, problem->width);
+        });
 }
 
 // --- dropout, residual, layer normalisation ----------------------------------------------------------------
@@ -623,3 +650,4 @@ void gelu(const float* x, int64_t count, float* out, float* slope, int64_t threa
 }  // extern "C"
 
 #include "_step.cpp"
+#include "_settled.cpp"

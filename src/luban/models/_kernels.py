@@ -18,7 +18,20 @@ from torch import Tensor
 from luban.models._layers import dropout as drop
 from luban.native import Native
 
-__all__ = ["GELU", "add_norm", "attention", "decode_step", "few_products", "gelu", "in_use", "use", "useful"]
+__all__ = [
+    "GELU",
+    "NATIVE",
+    "Rows",
+    "add_norm",
+    "attention",
+    "decode_step",
+    "few_products",
+    "gelu",
+    "in_use",
+    "pointer",
+    "use",
+    "useful",
+]
 
 WIDEST = 256  # head size that the source is written for
 
@@ -35,6 +48,11 @@ def _prepare(library: ctypes.CDLL) -> str:
         "gelu",
         "decode_step",
         "few_products",
+        "pack_panels",
+        "before_forward",
+        "before_backward",
+        "behind_forward",
+        "behind_backward",
     ):
         getattr(library, name).restype = None
     library.vectors.restype = ctypes.c_char_p
@@ -42,7 +60,14 @@ def _prepare(library: ctypes.CDLL) -> str:
 
 
 SOURCE = Path(__file__).with_name("_kernels.cpp")
-NATIVE = Native(SOURCE, SOURCE.with_name("_step.cpp"), prepare=_prepare, instead="torch", option="torch")
+NATIVE = Native(
+    SOURCE,
+    SOURCE.with_name("_step.cpp"),
+    SOURCE.with_name("_settled.cpp"),
+    prepare=_prepare,
+    instead="torch",
+    option="torch",
+)
 
 
 def use(which: Literal["auto", "native", "torch"]) -> str:
@@ -84,11 +109,13 @@ class _Norm(ctypes.Structure):
     )
 
 
-def _view(x: Tensor) -> Any:
+def view(x: Tensor) -> Any:
+    """Return where (positions, heads, width) lie, the last without gaps."""
     return ctypes.byref(_View(x.data_ptr(), x.stride(0), x.stride(1)))
 
 
-def _pointer(x: Tensor) -> ctypes.c_void_p:
+def pointer(x: Tensor) -> ctypes.c_void_p:
+    """Return where a tensor begins."""
     return ctypes.c_void_p(x.data_ptr())
 
 
@@ -116,80 +143,100 @@ def useful(*tensors: Tensor) -> bool:
 # --- attention --------------------------------------------------------------------------------------------------
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    longest: tuple[int, int],
-    causal: bool,
-    dropout: float,
-    scale: float,
-) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
     """Attend within rows; see `luban.models._attention.attend`, of which this is the path that is `useful`."""
-    queries, keys = (offsets.to(torch.int64).contiguous() for offsets in (queries, keys))
-    # The kernel reads where the offsets say.
-    assert len(query) == int(queries[-1]), "the queries are not those of the plan"
-    assert len(key) == len(value) == int(keys[-1]), "the keys or values are not those of the plan"
-    fields = {
-        "rows": len(queries) - 1,
-        "heads": key.shape[1],
-        "shared": query.shape[1] // key.shape[1],
-        "width": query.shape[2],
-        "longest_queries": longest[0],
-        "longest_keys": longest[1],
-        "causal": causal,
-        "threads": torch.get_num_threads(),
-        "scale": scale,
-        **_dropout(dropout),
-    }
-    result: Tensor = _Attention.apply(query, key, value, queries, keys, fields)  # type: ignore[no-untyped-call]
+    result: Tensor = _Attention.apply(query, key, value, rows)  # type: ignore[no-untyped-call]
     return result
+
+
+class Rows:
+    """The rows within which queries attend to keys, and how.
+
+    Args:
+        queries, keys: where each row of them begins, and the end of the last, (B + 1,).
+        longest: queries of the row that has most, and keys of the row that has most.
+        causal: whether a query sees only the keys up to its own place, counted from the end of the row.
+        scale: factor of the scores.
+        dropout: probability with which an attention weight is dropped.
+    """
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        longest: tuple[int, int],
+        causal: bool,
+        scale: float,
+        dropout: float = 0.0,
+    ) -> None:
+        self._queries, self._keys = (offsets.to(torch.int64).contiguous() for offsets in (queries, keys))
+        self._fields = {
+            "rows": len(queries) - 1,
+            "longest_queries": longest[0],
+            "longest_keys": longest[1],
+            "causal": causal,
+            "threads": torch.get_num_threads(),
+            "scale": scale,
+            **_dropout(dropout),
+        }
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what queries (T, heads, d) see, of the same shape, and the sums of their softmax, (T, heads). In all three the
+        last dimension has no gaps."""
+        # The kernel reads where the offsets say.
+        assert len(query) == int(self._queries[-1]), "the queries are not those of the plan"
+        assert len(key) == len(value) == int(self._keys[-1]), "the keys or values are not those of the plan"
+        library = NATIVE.library()
+        assert library is not None
+        out, sums = query.new_empty(query.shape), query.new_empty(query.shape[:2])
+        problem, views = self._problem(query, key), map(view, (query, key, value))
+        library.attention_forward(ctypes.byref(problem), *views, pointer(out), pointer(sums))
+        return out, sums
+
+    def backward(
+        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the gradients of query, key and value, without gaps, of that of what `forward` returned."""
+        library = NATIVE.library()
+        assert library is not None
+        gradients = tuple(x.new_empty(x.shape) for x in (query, key, value))
+        problem, views = self._problem(query, key), map(view, (query, key, value))
+        library.attention_backward(
+            ctypes.byref(problem),
+            *views,
+            pointer(out),
+            pointer(sums),
+            view(gradient),
+            *map(pointer, gradients),
+        )
+        return gradients
+
+    def _problem(self, query: Tensor, key: Tensor) -> _Problem:
+        return _Problem(
+            queries=self._queries.data_ptr(),
+            keys=self._keys.data_ptr(),
+            heads=key.shape[1],
+            shared=query.shape[1] // key.shape[1],
+            width=query.shape[2],
+            **self._fields,
+        )
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        queries: Tensor,
-        keys: Tensor,
-        fields: dict[str, Any],
-    ) -> Tensor:
-        library = NATIVE.library()
-        assert library is not None
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
         query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
-        out = query.new_empty(query.shape)
-        sums = query.new_empty(query.shape[:2])
-        problem = _Problem(queries=queries.data_ptr(), keys=keys.data_ptr(), **fields)
-        views = (_view(x) for x in (query, key, value))
-        library.attention_forward(ctypes.byref(problem), *views, _pointer(out), _pointer(sums))
-        ctx.save_for_backward(query, key, value, queries, keys, out, sums)
-        ctx.fields = fields
+        out, sums = rows.forward(query, key, value)
+        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.rows = rows
         return out.flatten(1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        library = NATIVE.library()
-        assert library is not None
-        query, key, value, queries, keys, out, sums = ctx.saved_tensors
+        query, key, value, out, sums = ctx.saved_tensors
         gradient = gradient.contiguous().view(out.shape)
-        gradients = tuple(x.new_empty(x.shape) for x in (query, key, value))
-        problem = _Problem(queries=queries.data_ptr(), keys=keys.data_ptr(), **ctx.fields)
-        views = (_view(x) for x in (query, key, value))
-        library.attention_backward(
-            ctypes.byref(problem),
-            *views,
-            _pointer(out),
-            _pointer(sums),
-            _view(gradient),
-            *map(_pointer, gradients),
-        )
-        return *gradients, None, None, None
+        return *ctx.rows.backward(query, key, value, out, sums, gradient), None
 
 
 # --- dropout, residual, layer normalisation ---------------------------------------------------------------------------
@@ -239,7 +286,7 @@ class _AddNorm(torch.autograd.Function):
             **fields,
         )
         library.norm_forward(
-            ctypes.byref(ctx.norm), *map(_pointer, (residual, x, weight, bias, out, normal, inverse))
+            ctypes.byref(ctx.norm), *map(pointer, (residual, x, weight, bias, out, normal, inverse))
         )
         ctx.save_for_backward(normal, inverse, weight)
         return out
@@ -254,7 +301,7 @@ class _AddNorm(torch.autograd.Function):
         d_residual, d_x = torch.empty_like(gradient), torch.empty_like(gradient)
         d_weight, d_bias = gradient.new_empty(2, _AddNorm.PARTS, gradient.shape[1])
         tensors = (gradient, normal, inverse, weight, d_residual, d_x, d_weight, d_bias)
-        library.norm_backward(ctypes.byref(ctx.norm), *map(_pointer, tensors))
+        library.norm_backward(ctypes.byref(ctx.norm), *map(pointer, tensors))
         return d_residual, d_x, d_weight.sum(0), d_bias.sum(0), None, None
 
 
@@ -283,7 +330,7 @@ def _gelu(x: Tensor, slope: Tensor | None) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
     count, threads = ctypes.c_int64(x.numel()), ctypes.c_int64(torch.get_num_threads())
-    library.gelu(_pointer(x), count, _pointer(out), None if slope is None else _pointer(slope), threads)
+    library.gelu(pointer(x), count, pointer(out), None if slope is None else pointer(slope), threads)
     return out
 
 
@@ -317,4 +364,4 @@ def few_products(matrix: ctypes.Structure, x: Tensor, out: Tensor) -> None:
     library = NATIVE.library()
     assert library is not None
     count, threads = ctypes.c_int64(len(x)), ctypes.c_int64(torch.get_num_threads())
-    library.few_products(ctypes.byref(matrix), _pointer(x), count, _pointer(out), threads)
+    library.few_products(ctypes.byref(matrix), pointer(x), count, pointer(out), threads)

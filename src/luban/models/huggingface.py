@@ -1,12 +1,15 @@
-"""Any other architecture, by the `transformers` package: an encoder whose states our heads read, or a language model.
+"""Any other architecture, by the `transformers` package: an encoder whose states our heads read, a classifier, a language model, or
+an encoder with a decoder.
 
-The modules themselves, and how a flat batch goes through them, are in `luban.models._foreign`.
+The modules themselves, and how a flat batch goes through them, are in `luban.models._foreign`, `_foreign_classifier` and
+`_foreign_pair`.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field as Option
 from pydantic import model_validator
@@ -25,6 +28,7 @@ from luban.models._foreign import (
     positions_of,
     pretrained,
 )
+from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._foreign_pair import ForeignPair, lengths_of, with_defaults
 from luban.models._layers import Count, Rate
 from luban.models._low_rank import merging
@@ -37,7 +41,7 @@ from luban.registry import register
 
 __all__ = ["HuggingFace"]
 
-Task = Literal["encoder", "causal_lm", "masked_lm", "seq2seq"]
+Task = Literal["encoder", "classifier", "causal_lm", "masked_lm", "seq2seq"]
 
 _LONGEST = 512  # tokens of a text, where the configuration names no limit
 _EDGES = ("start", "forced_first", "forced_last")
@@ -46,18 +50,19 @@ _TWO = ("target_vocab.json", "vocab-tgt.json")  # of a tokenizer that reads one 
 
 @register("models")
 class HuggingFace(Family):
-    """A model of `transformers`, whatever its architecture, as an encoder of texts, as a language model, or as what writes a text
+    """A model of `transformers`, whatever its architecture: an encoder of texts, a classifier, a language model, or what writes a text
     from another.
 
     With `from`, configuration, weights and tokenizer are read from a directory; with `config` alone the weights are new. The
     artefact holds all three and needs no other directory.
 
     As an `encoder` its states are pooled and read by our heads; an architecture that has an encoder and a decoder gives its
-    encoder. As a language model (`causal_lm`, `masked_lm`) it is trained by the objectives over a text's own tokens, and generates,
-    chooses, fills in and is measured as our own families are, with transformers' cache. As an encoder with a decoder (`seq2seq`:
-    T5, Pegasus, M2M100, ...) it reads one text column and writes another, as type `seq2seq` does, with one tokenizer for both; further
-    targets are read off the pooled states of the encoder. Its own head makes the logits of all tokens to be predicted at once, so
-    that a large vocabulary takes more memory than theirs.
+    encoder. As a `classifier` it is transformers' own sequence classifier but for its last linear layer, in whose place our heads
+    stand: pooling, and what follows it, are the architecture's. As a language model (`causal_lm`, `masked_lm`) it is trained by the
+    objectives over a text's own tokens, and generates, chooses, fills in and is measured as our own families are, with transformers'
+    cache. As an encoder with a decoder (`seq2seq`: T5, Pegasus, M2M100, ...) it reads one text column and writes another, as type
+    `seq2seq` does, with one tokenizer for both; further targets are read off the pooled states of the encoder. Its own head makes the
+    logits of all tokens to be predicted at once, so that a large vocabulary takes more memory than theirs.
 
     Example:
         >>> HuggingFace.model_validate({"config": {"model_type": "electra", "vocab_size": 99}}).pool
@@ -67,16 +72,20 @@ class HuggingFace(Family):
     made_for: ClassVar = "a text"
 
     task: Task = "encoder"
-    """What it is: an `encoder` of texts, a language model, of the next token (`causal_lm`) or of masked ones (`masked_lm`), or what
-    writes a text from another (`seq2seq`)."""
+    """What it is: an `encoder` of texts, a `classifier` with the architecture's own pooling, a language model, of the next token
+    (`causal_lm`) or of masked ones (`masked_lm`), or what writes a text from another (`seq2seq`)."""
     from_: str | None = Option(default=None, alias="from")
     """A directory of Hugging Face or `dataset:NAME`, whose weights and tokenizer to start from; new weights if left out."""
     config: dict[str, Any] | None = None
     """The configuration, as config.json has it; that of `from` if left out."""
     pool: Literal["first", "mean", "last", "max"] = "mean"
-    """What of the states is a text's vector: the first token's, the last one's, their mean or maximum."""
+    """What of the states is a text's vector: the first token's, the last one's, their mean or maximum. A classifier has a way of
+    its own."""
+    segments: list[list[Annotated[int, Option(ge=0)]]] = []
+    """Of a classifier: the tokens of segment 1, those of segment 2 and so on, where not all are of segment 0 (XLNet's and Funnel's
+    [CLS] may be of segment 2); if left out, as the tokenizer of `from` has it where its `model_input_names` lists token_type_ids."""
     dropout: Rate | list[Rate] = 0.1
-    """Dropout after hidden layers; without any, on what the heads read."""
+    """Dropout after hidden layers; without any, on what the heads read. 0 for a classifier, which has its own, if left out."""
     max_positions: Count | None = None
     """Tokens of a text, at the most; as the configuration says, but no more than 512 for an encoder, if left out."""
     start: Token | None = None
@@ -108,6 +117,10 @@ class HuggingFace(Family):
                     f"task is '{task}', and the artefact '{values['from']}' is for task '{known}'; remove the key"
                 )
             values = {**values, "config": found, **({} if known is None else {"task": known})}
+            if values.get("task") == "classifier" and "segments" not in values:
+                values["segments"] = _segments_of(values["from"])
+        if values.get("task") == "classifier" and "dropout" not in values and not values.get("hidden"):
+            values = {**values, "dropout": 0.0}
         config = values.get("config")
         if isinstance(config, dict) and values.get("task") == "seq2seq":
             source = values.get("from")
@@ -129,6 +142,12 @@ class HuggingFace(Family):
             raise ValueError(
                 "config is that of quantised weights, which cannot be trained; take the model as it was before"
             )
+        if self.task == "classifier" and self.pool != "mean":
+            raise ValueError(
+                "pool does nothing for task classifier: the architecture pools as it always does; remove it, or take task encoder"
+            )
+        if self.task != "classifier" and self.segments:
+            raise ValueError("segments are for task classifier; remove the key")
         given = [key for key in _EDGES if getattr(self, key) is not None]
         if given and self.task != "seq2seq":
             raise ValueError(
@@ -220,8 +239,13 @@ class HuggingFace(Family):
 
     @property
     def CAUSAL(self) -> bool | None:  # noqa: N802  # as the families have it, of which some are always causal
-        """Whether a token sees only those before it; None for an encoder, which may be of either kind."""
-        return None if self.task == "encoder" else self.task == "causal_lm"
+        """Whether a token sees only those before it; None for an encoder or a classifier, which may be of either kind."""
+        return None if self.task in ("encoder", "classifier") else self.task == "causal_lm"
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether it is a language model."""
+        return self.task in ("causal_lm", "masked_lm")
 
     @property
     def longest_written(self) -> int | None:
@@ -258,6 +282,8 @@ class HuggingFace(Family):
         if self.task == "seq2seq":
             edges = (self.start, self.forced_first, self.forced_last)
             return ForeignPair(self.config, self.max_positions, self.pool, name, field, edges)
+        if self.task == "classifier":
+            return ForeignClassifier(self.config, self.max_positions, self.segments, name, field)
         if self.task != "encoder":
             made = ForeignLanguageModel if self.task == "causal_lm" else ForeignMaskedModel
             return made(self.config, self.max_positions, self.pool, name, field)
@@ -271,15 +297,21 @@ class HuggingFace(Family):
             pair_of(network).add_decoder(name, field)
             return network
         asked = [f.column for f in spec.fields.values() if f.role == "target" and f.kind == TOKENS]
-        if asked and self.task == "encoder":
+        if asked and not self._speaks:
             raise RecipeError(
-                f"model type '{self.type}' with task 'encoder' cannot put out the tokens of '{asked[0]}'; set model.task to causal_lm or masked_lm, as the objective is"
+                f"model type '{self.type}' with task '{self.task}' cannot put out the tokens of '{asked[0]}'; set model.task to causal_lm or masked_lm, as the objective is"
             )
-        if self.task != "encoder" and not asked:
+        if self._speaks and not asked:
             raise RecipeError(
                 f"model type '{self.type}' with task '{self.task}' puts out tokens, and no objective asks for them; take objective {self.task}, or model.task=encoder"
             )
-        return super().build(spec)
+        network = super().build(spec)
+        readers = [*network.encoders.values()]
+        if len(readers) == 1 and isinstance(readers[0], ForeignClassifier) and not self.hidden:
+            for head in network.heads.values():  # each in the place of the layer that was taken off
+                if not readers[0].biased:
+                    head.register_parameter("bias", None)
+        return network
 
     def _encoders(self, inputs: dict[str, Field]) -> dict[str, Encoder]:
         """As any family, but one text alone."""
@@ -313,7 +345,8 @@ class HuggingFace(Family):
             }
             tensors = {short: read() for short, read in merging(places).items()}
         else:
-            tensors, missing = pretrained(self.from_, self.task, self.config)
+            without = encoder.decision if isinstance(encoder, ForeignClassifier) else None
+            tensors, missing = pretrained(self.from_, self.task, self.config, without)
         try:
             encoder.load_state_dict({f"model.{name}": tensor for name, tensor in tensors.items()})
         except RuntimeError as error:
@@ -346,3 +379,24 @@ def _config_of(path: str) -> tuple[dict[str, Any], str | None]:
             )
         return dict(model["config"]), str(model.get("task", "encoder"))
     return cleaned(found.config), None
+
+
+def _segments_of(path: str) -> list[list[int]]:
+    """Return the tokens of segment 1, those of segment 2 and so on, if the tokenizer of a directory is to tell its model of them."""
+    found = open_checkpoint(path)
+    if found.kind == "luban":
+        return [*found.config["model"].get("segments", [])]
+    settings = found.path / "tokenizer_config.json"
+    try:
+        names = json.loads(settings.read_text(encoding="utf-8"))["model_input_names"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []  # transformers then tells of none, and what is wrong with a file is said where the tokenizer is read
+    if not (isinstance(names, list) and "token_type_ids" in names):
+        return []
+    text = Text(tokenizer=path)
+    text.finish()
+    read = text.trained.encode("a")
+    return [
+        sorted({token for token, own in zip(read.ids, read.type_ids, strict=True) if own == segment})
+        for segment in range(1, max(read.type_ids, default=0) + 1)
+    ]

@@ -132,6 +132,18 @@ class Objective(Component):
         """Look at the model before its first update, also where a run goes on: with the weights it began with, on its device."""
         return
 
+    def after_update(self) -> None:
+        """Called after each update of the model; gradients of what the objective itself learns are whole then, and its to clear."""
+        return
+
+    def state(self) -> dict[str, Any]:
+        """Return what the objective has learnt itself, for checkpoints: mappings and sequences of tensors and plain values."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` returned; `begin` comes before."""
+        return
+
     @abstractmethod
     def count(self, batch: Batch) -> dict[str, Tensor]:
         """Return, by part, what `losses` will count in this batch; needs no forward pass."""

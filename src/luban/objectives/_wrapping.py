@@ -71,6 +71,15 @@ class Wrapping(Objective):
     def begin(self, model: nn.Module) -> None:
         self.inner.begin(model)
 
+    def after_update(self) -> None:
+        self.inner.after_update()
+
+    def state(self) -> dict[str, Any]:
+        return self.inner.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.inner.restore(state)
+
     def count(self, batch: Batch) -> dict[str, Tensor]:
         return self.inner.count(batch)
 

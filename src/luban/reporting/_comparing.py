@@ -41,7 +41,7 @@ def page_of_two(a: dict[str, Any], b: dict[str, Any], compared: dict[str, Any], 
     Args:
         a, b: what `gather` returned of each.
         compared: what `luban compare` returned: ``targets`` that both predict, ``a`` and ``b`` (size, speed), ``differences`` (b minus
-            a, paired) where both scored the same rows, ``same_rows``, ``incomparable`` (metric → why).
+            a, paired) where both scored the same rows, ``same_rows``, ``incomparable`` (metric → why), ``curves_apart``.
         language: ``en`` or ``zh``.
     """
     words = Words(language)
@@ -54,7 +54,7 @@ def page_of_two(a: dict[str, Any], b: dict[str, Any], compared: dict[str, Any], 
         _calibration(a, b, compared, names, words),
         _slices(a, b, compared, names, words),
         _audits(a, b, names, words),
-        progress([a, b], words, names),
+        progress([a, b], words, names, compared["curves_apart"]),
         _made(a, b, names, words),
     ]
     return Page(

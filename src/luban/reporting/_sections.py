@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 from luban.console import duration
+from luban.evaluation.language import OF_TOKENS
 from luban.reporting._audited import audit_name, audited, results_of, severities
 from luban.reporting._blocks import Block, Cell, Chart, Code, Figures, Grid, Note, Page, Section, Table, Text
 from luban.reporting._charts import curves
@@ -177,35 +179,47 @@ def size_of(n: int) -> str:
 
 # --- training ---------------------------------------------------------------------------------------------
 
+_Line: TypeAlias = "tuple[str, str, list[tuple[float, float]]]"
+"""Name, colour and points of a line."""
 
-def progress(datas: list[dict[str, Any]], words: Words, names: list[str] | None = None) -> Section | None:
-    """Learning curves: of one artefact, or of several by name."""
+
+def progress(
+    datas: list[dict[str, Any]], words: Words, names: list[str] | None = None, apart: str | None = None
+) -> Section | None:
+    """Learning curves: of one artefact, or of several by name.
+
+    Args:
+        datas: what `gather` returned of each.
+        words: of the reader's language.
+        names: of several.
+        apart: why the losses of several cannot stand in one picture, where they cannot: each then has one of its own.
+    """
     several = len(datas) > 1
-    lines: list[tuple[str, str, list[tuple[float, float]]]] = []
+    lines: list[list[_Line]] = []
     for data, name, colours in zip(datas, names or [""], ("ac", "bd"), strict=False):
-        prefix = f"{name}: " if several else ""
+        shown = [words("loss.train"), words("loss.validation")]
+        if several:
+            shown = [words("two.curves_of", what=name, name=one) for one in shown]
         looks = [(one["step"], one["loss"]) for one in data["history"] if one.get("loss") is not None]
+        own: list[_Line] = []
         if data["training"]:
-            lines.append(
-                (
-                    prefix + words("loss.train"),
-                    colours[1] if several else "b",
-                    [(x, y) for x, y in data["training"]],
-                )
-            )
+            training = [(x, y) for x, y in data["training"]]
+            own.append((shown[0], colours[1] if several else "b", training))
         if looks:
-            lines.append((prefix + words("loss.validation"), colours[0], looks))
-    if not lines:
+            own.append((shown[1], colours[0], looks))
+        lines.append(own)
+    if not any(lines):
         return None
     charts: list[Block] = []
     best = None
     if not several and datas[0]["kept"]["weights"] == "best":
         best = datas[0]["lineage"].get("progress", {}).get("best_step") or None
     title, text = words("chart.loss"), words("read.loss_best" if best else "read.loss")
-    svg = curves(lines, words("axis.update"), words("axis.loss"), title=title, text=text, at=best)
-    legend = [(name, colour) for name, colour, _ in lines]
     looked = {one["step"] for data in datas for one in data["history"] if one.get("loss") is not None}
-    charts.append(Chart(svg, title, text, _at_updates(words, title, lines, looked), legend))
+    for called, some in _pictures(title, lines, names, words, apart):
+        svg = curves(some, words("axis.update"), words("axis.loss"), title=called, text=text, at=best)
+        legend = [(name, colour) for name, colour, _ in some]
+        charts.append(Chart(svg, called, text, _at_updates(words, called, some, looked), legend))
     for target, task in targets_of(datas[0]).items():
         key = headline(
             task, {n.removeprefix(f"{target}."): {"value": 1} for one in datas[0]["history"] for n in one}
@@ -224,18 +238,33 @@ def progress(datas: list[dict[str, Any]], words: Words, names: list[str] | None 
             )
             for data, name, colour in zip(datas, names or [target], "ab", strict=False)
         ]
-        found = [line for line in found if line[2]]
-        if not found:
-            continue
         title, text = (
             words("chart.metric", metric=words(f"metric.{key}"), target=target),
             words("read.metric"),
         )
-        svg = curves(found, words("axis.update"), words(f"metric.{key}"), title=title, text=text, at=best)
-        legend = [(n, c) for n, c, _ in found] if several else []
-        looked = {step for _, _, points in found for step, _ in points}
-        charts.append(Chart(svg, title, text, _at_updates(words, title, found, looked), legend))
-    return Section("training", words("title.training"), words("lead.training"), [Grid(charts)])
+        each = [[line] if line[2] else [] for line in found]
+        for called, some in _pictures(title, each, names, words, apart if key in OF_TOKENS else None):
+            svg = curves(some, words("axis.update"), words(f"metric.{key}"), title=called, text=text, at=best)
+            legend = [(n, c) for n, c, _ in some] if several else []
+            looked = {step for _, _, points in some for step, _ in points}
+            charts.append(Chart(svg, called, text, _at_updates(words, called, some, looked), legend))
+    blocks: list[Block] = [Grid(charts)]
+    if several and apart is not None and all(lines):
+        blocks.insert(0, Note("info", words("two.curves_apart", why=words.sentence(apart))))
+    return Section("training", words("title.training"), words("lead.training"), blocks)
+
+
+def _pictures(
+    title: str, lines: list[list[_Line]], names: list[str] | None, words: Words, apart: str | None
+) -> Iterator[tuple[str, list[_Line]]]:
+    """Yield a title and the lines of each picture that is drawn of what several artefacts have: one of all, or one of each."""
+    if apart is None:
+        if any(lines):
+            yield title, [line for own in lines for line in own]
+        return
+    for own, name in zip(lines, names or [""], strict=True):
+        if own:
+            yield words("two.curves_of", what=title, name=name), own
 
 
 def _at_updates(

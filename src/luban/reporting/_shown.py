@@ -52,7 +52,7 @@ def _method(words: Words, found: dict[str, Any]) -> str:
     return words(
         "explained_by",
         method=named(one["method"], words.language, "methods"),
-        paper=one.get("paper") or "–",
+        paper=words.sentence(one.get("paper") or "–"),
         limits=words.sentence(one.get("limits") or ""),
     )
 

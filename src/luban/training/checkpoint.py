@@ -4,7 +4,7 @@
 
     train/
       step-00001200/
-        tensors.safetensors     weights, optimizer, moving average, random states
+        tensors.safetensors     weights, optimizer, moving average, what objectives learn, random states
         best.safetensors        the best weights so far (a hard link as long as they do not change)
         state.json              everything else: position in the data, schedule, callbacks, figures
         manifest.json           sha256 of each of the files above

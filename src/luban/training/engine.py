@@ -438,6 +438,7 @@ def is_loss(metric: str) -> bool:
         "hamming",
         "perplexity",
         "bits_per_byte",
+        "information",
     )
 
 

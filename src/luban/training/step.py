@@ -151,6 +151,8 @@ class GradientStep:
             means["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for objective in self.objectives:
+            objective.after_update()
         if self.ema is not None:
             self.ema.update(self.model)
         return means
@@ -164,6 +166,9 @@ class GradientStep:
         state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema is not None:
             state["ema"] = {"average": self.ema.average, "updates": self.ema.updates}
+        learnt = [objective.state() for objective in self.objectives]
+        if any(learnt):
+            state["objectives"] = learnt
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -174,3 +179,5 @@ class GradientStep:
             self.ema.updates = state["ema"]["updates"]
             for name, value in state["ema"]["average"].items():
                 self.ema.average[name].copy_(value)
+        for objective, learnt in zip(self.objectives, state.get("objectives", ()), strict=False):
+            objective.restore(learnt)

@@ -14,7 +14,7 @@ import polars as pl
 from luban import files
 from luban._version import __version__
 from luban.artefact import Artefact, write_json
-from luban.auditing._base import Audit, Case
+from luban.auditing._base import ROOM, Audit, Case
 from luban.auditing._run import Store, choose, figures_of, guarded, run
 from luban.console import Console
 from luban.data.sampling import Sample
@@ -62,7 +62,8 @@ def audit(
         by: columns of groups; the recipe's ``data.groups`` by default.
         split: only rows that were ``train``, ``validation`` or ``test`` when the artefact was trained.
         against: rows to look for drift from; the training rows by default.
-        limit: rows looked at, of `data`, `against` and the training rows each, drawn by lot.
+        limit: rows looked at, of `data`, `against` and the training rows each, drawn by lot; of rows with pictures or long texts in
+            their cells as many as 256 MiB hold, which is said.
         fail_on: severity from which a finding makes `passed` false: high, medium or low.
         output: a JSON file to write.
         fresh: do everything anew.
@@ -159,7 +160,9 @@ def _tell_guarded(
         if text.partition(".")[0] in names and text.partition("=")[0] not in said
     ]
     if left:
-        console.say(f"not taken from the artefact's recipe unless you say it: {' '.join(left)}")
+        console.say(
+            say("not taken from the artefact's recipe unless you say it: {options}", options=" ".join(left))
+        )
 
 
 def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) -> tuple[str | None, str]:
@@ -179,7 +182,10 @@ def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) 
             caution = say("the artefact was trained on this very file, so what is found flatters it")
         else:
             console.say(
-                f"the artefact was trained on this very file: its {split} rows are looked at (--split says otherwise)"
+                say(
+                    "the artefact was trained on this very file: its {split} rows are looked at (--split says otherwise)",
+                    split=split,
+                )
             )
     if split == "train":
         caution = say("these rows are those that the artefact was trained on, so what is found flatters it")
@@ -189,7 +195,7 @@ def _split_of(loaded: Artefact, data: str, split: str | None, console: Console) 
             decisions=list(dict.fromkeys(one.type for one in loaded.decisions)),
         )
     if caution:
-        console.say(f"careful: {caution}")
+        console.say(say("careful: {what}", what=caution))
     return split, caution
 
 
@@ -199,12 +205,12 @@ def _drawn(
     chunks: Iterator[pl.DataFrame] = chunks_of(data, list(predictor.pipeline.inputs))
     if split is not None:
         chunks = of_split(predictor.pipeline, loaded.lineage, chunks, split)
-    sample = Sample.draw(chunks, limit, lambda rows: console.stage("reading", rows))
+    sample = Sample.draw(chunks, limit, lambda rows: console.stage(say("reading"), rows), room=ROOM)
     console.end_stage()
     if not len(sample.rows):
         raise DataError("there is no row to look at" + (f" in split '{split}'" if split else ""))
     predictor.pipeline.require(sample.rows.columns, targets=False)
-    console.say(f"looking at {sample}")
+    console.say(say("looking at {sample}", sample=sample))
     return sample
 
 

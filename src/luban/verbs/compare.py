@@ -18,12 +18,13 @@ import polars as pl
 from luban.artefact import Artefact
 from luban.console import Console
 from luban.data.contracts import Array
-from luban.errors import ArtefactError, DataError
+from luban.errors import ArtefactError, DataError, InputError
 from luban.evaluation.language import OF_TOKENS, LanguageCollector, compare_texts
 from luban.evaluation.metrics import Task, compare_paired
 from luban.evaluation.run import threshold_of
 from luban.objectives.masked_lm import MaskedLM
 from luban.predict import Predictor, of_artefact
+from luban.recipe import read_yaml
 from luban.reporting._comparing import page_of_two
 from luban.reporting._words import Words
 from luban.reporting.baselines import weights_of
@@ -77,7 +78,8 @@ def compare(
 
     Returns:
         ``a`` and ``b`` (parameters, size, speed, metrics), ``targets`` that both predict (or the text that both read), ``warnings``,
-        ``incomparable`` (metric → why it says nothing of the two beside each other) and, with data, ``rows`` that were scored,
+        ``incomparable`` (metric → why it says nothing of the two beside each other), ``curves_apart`` (why the losses that were
+        recorded in training cannot be compared; None where they can) and, with data, ``rows`` that were scored,
         ``skipped`` (rows that were not, by reason), ``differences`` (b minus a) and ``weighted``: whether these are, as the recipes'
         ``data.weight`` says; McNemar's test counts rows, each once.
 
@@ -95,7 +97,7 @@ def compare(
         _side(name, artefact, predictor)
         for name, artefact, predictor in zip(names, artefacts, predictors, strict=True)
     ]
-    apart = _apart(predictors, shared, data)
+    apart, curves_apart = _apart(predictors, shared, data), _curves_apart(artefacts, predictors, shared)
     warnings = _warnings(names, artefacts, predictors, shared, data)
     if data is not None and apart is None:
         predictors = _hiding_alike(predictors, shared)
@@ -107,6 +109,7 @@ def compare(
         "incomparable": {}
         if apart is None
         else {f"{text}.{name}": apart for text in shared.texts for name in OF_TOKENS},
+        "curves_apart": curves_apart,
     }
     console = console or Console()
     for warning in warnings:
@@ -238,7 +241,7 @@ def _warnings(
             )
             if _causal(predictors[0], shared)
             else say(
-                "'{a}' and '{b}' cut texts into tokens otherwise, so their loss and perplexity, which are of a token, cannot be compared, and masked models have nothing else to be compared by",
+                "'{a}' and '{b}' cut texts into tokens otherwise, so their loss and perplexity, which are of a token, cannot be compared, and masked models have nothing else to be compared by, on no rows: tune both for the same task and compare what comes of it, or train both with one tokenizer",
                 a=a,
                 b=b,
             )
@@ -308,6 +311,32 @@ def _apart(predictors: list[Predictor], shared: _Shared, data: str | None) -> st
     if data is None and _maskings(predictors, shared):
         return say("the two were asked for other tokens")
     return None
+
+
+def _curves_apart(artefacts: list[Artefact], predictors: list[Predictor], shared: _Shared) -> str | None:
+    """Return why the losses that the two recorded while they were trained are of other things; None where they are of the same.
+
+    What both are asked for on given rows plays no part: training asked each for what its own recipe says.
+    """
+    apart = _apart(predictors, shared, None)
+    if apart is not None:
+        return apart
+    objectives = [_objectives(one) for one in artefacts]
+    if shared.texts:  # of tokens, options but for the masking do not change what is measured
+        objectives = [[{"type": part.get("type")} for part in one] for one in objectives]
+    if all(objectives) and objectives[0] != objectives[1]:
+        return say("the two were trained by other losses")
+    return None
+
+
+def _objectives(artefact: Artefact) -> list[dict[str, Any]]:
+    """Return what an artefact was trained by, as its recipe has it; nothing where it has none that can be read."""
+    try:
+        data = read_yaml(artefact.recipe, "recipe.yaml").data
+    except InputError:
+        return []
+    found = data.get("objective") if isinstance(data, dict) else None
+    return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
 
 
 def _masked(predictor: Predictor) -> MaskedLM:

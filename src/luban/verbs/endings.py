@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from luban import registry
-from luban.auditing._base import AuditResult, Case, Scored, score
+from luban.auditing._base import ROOM, AuditResult, Case, Scored, score
 from luban.auditing._run import choose, figures_of, run
 from luban.console import Console
 from luban.data.prepare import Prepared
@@ -25,7 +25,6 @@ from luban.recipe import Recipe
 __all__ = ["Ending", "decide", "examine", "require", "require_fit"]
 
 _LIMIT = 20_000  # rows audited at the most
-_ROOM = 2**28  # bytes of them, which are less where cells hold pictures or long texts
 _DECIDING = 200_000  # rows that decisions are fitted on, about, at the most
 _SEED = 0  # of the rows that decisions are fitted on
 _PLACE = "__luban_place__"  # a column that is always there: without any, a table has no rows
@@ -176,7 +175,7 @@ def examine(
     ending = Ending()
     if (named or everything) and split is not None:
         chosen, _ = choose([] if everything else list(dict.fromkeys(named)), recipe.audits)
-        sample = Sample.draw(prepared.raw(split), _LIMIT, room=_ROOM)
+        sample = Sample.draw(prepared.raw(split), _LIMIT, room=ROOM)
         if len(sample.rows) < sample.total:
             console.say(f"audits look at {sample}")
         case = Case(predictor, sample, list(predictor.pipeline.groups), text)

@@ -22,7 +22,7 @@ from luban.data.sampling import Sample
 from luban.errors import DataError, InputError, LubanError, did_you_mean
 from luban.explaining import _render
 from luban.explaining._base import Explainer, Explanation, Survey
-from luban.explaining._case import Background, Case, quick_products, require_rows
+from luban.explaining._case import Background, Case, quickly, require_rows
 from luban.explaining._hidden import explain_hidden, fills, hidden_cases
 from luban.explaining._quality import measure
 from luban.explaining._tokens import TokenCase
@@ -31,6 +31,8 @@ from luban.origin import Origin, Unknown
 from luban.predict import Predictor, frame_of, of_artefact
 from luban.recipe import options_from
 from luban.registry import lookup, names
+from luban.reporting._words import Words
+from luban.sentences import say
 from luban.verbs.rows import chunks_of
 
 __all__ = ["explain", "explain_rows"]
@@ -63,6 +65,7 @@ def explain(
     seed: int = 0,
     output: str | Path | None = None,
     force: bool = False,
+    lang: str = "en",
     device: str = "cpu",
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -83,6 +86,7 @@ def explain(
         seed: of everything that is drawn.
         output: a folder to write: explanations.jsonl, summary.json, pictures, and index.html with all of it.
         force: replace a folder that was written before.
+        lang: ``en`` or ``zh``; of the page, where `output` asks for one. What is returned, and the JSON beside the page, is English.
         device: ``cpu`` or ``cuda``.
         console: who is told what should be known.
 
@@ -99,6 +103,7 @@ def explain(
         {'kind': 'tokens', 'values': [0.02, ...], 'pieces': [{'text': '物', 'start': 0, 'end': 1}, ...], ...}
     """
     console = console or Console()
+    Words(lang)  # refuses what is no language
     if output is not None:
         files.require_place(Path(output), force, lambda folder: (folder / "summary.json").is_file())
     if limit is not None and limit < 0:
@@ -130,21 +135,28 @@ def explain(
         "limits": explainer.limits,
         "options": explainer.model_dump(),
     }
-    console.say(f"{explainer.type} ({explainer.paper}): {explainer.limits}")
+    console.say(
+        say(
+            "{method} ({paper}): {limits}",
+            method=_render.method_name(explainer.type, console.language),
+            paper=explainer.paper,
+            limits=explainer.limits,
+        )
+    )
     everything = chain([first], chunks)
     if explainer.scope == "set":
         rows = SET if limit is None else limit
         if output is None:
             return result | run.survey(explainer, everything, rows)
         return _write_survey(
-            Path(output), result, explainer, lambda own: run.survey(own, everything, rows), force
+            Path(output), result, explainer, lambda own: run.survey(own, everything, rows), force, lang
         )
     found = run.rows(explainer, everything, ROWS if limit is None else limit)
     if output is None:
         explanations = [one.to_json() for one in found]
     else:
         explanations = []
-        _write_rows(Path(output), result, found, run, force)
+        _write_rows(Path(output), result, found, run, force, lang)
     if not run.count:
         reason = next(iter(run.unreadable.values()), "there is no row")
         raise DataError(f"no row can be explained: {reason}")
@@ -284,18 +296,21 @@ class _Run:
                 left = limit - seen if limit else at_once
                 if left <= 0:
                     self.notes.append(
-                        f"the first {limit:,} rows are explained, and there are more; --limit 0 explains all of them"
+                        say(
+                            "the first {n:,} rows are explained, and there are more; --limit 0 explains all of them",
+                            n=limit,
+                        )
                     )
                     return
                 part = chunk[start : start + min(at_once, left)]
-                with quick_products(self.predictor):
+                with quickly(self.predictor):
                     found = self._some(explainer, part, seen)
                 for one in found:
                     self.count += 1
                     self._remember(one)
                     yield one
                 seen += len(part)
-                self.console.stage("explaining", seen, limit or None)
+                self.console.stage(say("explaining"), seen, limit or None)
         self.console.end_stage()
 
     def _some(self, explainer: Explainer, rows: pl.DataFrame, first: int) -> list[Explanation]:
@@ -306,7 +321,9 @@ class _Run:
         except pl.exceptions.PolarsError as error:
             # A cell of a kind that no processor foresees: its row alone is at fault.
             if len(rows) == 1:
-                self.unreadable[first] = f"a cell cannot be read: {' '.join(str(error).split())[:120]}"
+                self.unreadable[first] = say(
+                    "a cell cannot be read: {error}", error=" ".join(str(error).split())[:120]
+                )
                 return []
             alone = (self._some(explainer, rows[i : i + 1], first + i) for i in range(len(rows)))
             return [one for found in alone for one in found]
@@ -338,7 +355,10 @@ class _Run:
         error = one.quality.get("completeness_error", 0.0)
         if error > MANY:
             one.notes.append(
-                f"the values miss the difference of the scores by {error:.0%}; more steps, or samples, come nearer"
+                say(
+                    "the values miss the difference of the scores by {error:.0%}; more steps, or samples, come nearer",
+                    error=error,
+                )
             )
         for key, value in one.quality.items():
             if np.isfinite(value):
@@ -377,15 +397,15 @@ class _Run:
 
     def survey(self, explainer: Explainer, chunks: Iterator[pl.DataFrame], limit: int) -> dict[str, Any]:
         """Return what an explainer finds about a sample of the rows."""
-        sample = Sample.draw(chunks, limit or None, lambda rows: self.console.stage("reading", rows))
+        sample = Sample.draw(chunks, limit or None, lambda rows: self.console.stage(say("reading"), rows))
         self.console.end_stage()
-        self.console.say(f"looking at {sample}")
-        with quick_products(self.predictor):
+        self.console.say(say("looking at {sample}", sample=sample))
+        with quickly(self.predictor):
             case = self.case(sample.rows, 0)
             require_rows(case)
             found: Survey = explainer.survey(case)
         if len(sample.rows) < sample.total:
-            found.notes.append(f"{sample}")
+            found.notes.append(str(sample))
         return {
             "target": found.target,
             "rows": found.rows,
@@ -473,10 +493,14 @@ def background_of(
             except (LubanError, OSError):
                 drawn = None
             if drawn is not None and drawn.total:
-                first = "the first " if drawn.total == READ else ""
-                return Background(drawn.rows, f"{first}{drawn.total:,} training rows")
+                what = (
+                    say("the first {n:,} training rows", n=READ)
+                    if drawn.total == READ
+                    else say("{n:,} training rows", n=drawn.total)
+                )
+                return Background(drawn.rows, what)
         rows = instead()
-        return None if rows is None else Background(rows, "the sample that the artefact keeps")
+        return None if rows is None else Background(rows, say("the sample that the artefact keeps"))
 
     return draw
 
@@ -514,11 +538,11 @@ def show_images(case: Case, explanations: Sequence[Explanation]) -> None:
 
 
 def _write_rows(
-    target: Path, about: dict[str, Any], found: Iterator[Explanation], run: _Run, force: bool
+    target: Path, about: dict[str, Any], found: Iterator[Explanation], run: _Run, force: bool, lang: str
 ) -> None:
     """Write explanations as they come: lines of JSON, pictures, and a page."""
     with files.new_folder(target, replace=force) as folder:
-        page = _render.Page(folder, about)
+        page = _render.Page(folder, about, lang)
         with (folder / "explanations.jsonl").open("w", encoding="utf-8") as lines:
             for one in found:
                 plain = one.to_json()
@@ -535,11 +559,12 @@ def _write_survey(
     explainer: Explainer,
     survey: Callable[[Explainer], dict[str, Any]],
     force: bool,
+    lang: str,
 ) -> dict[str, Any]:
     """Make a survey, whose own files lie beside the page, and write the page."""
     with files.new_folder(target, replace=force) as folder:
         result = about | survey(explainer.into(folder))
-        page = _render.Page(folder, result)
+        page = _render.Page(folder, result, lang)
         page.survey(result["survey"])
         page.close({key: result[key] for key in ("target", "rows", "quality", "unreadable", "notes")})
         write_json(folder / "summary.json", result)

@@ -22,6 +22,7 @@ from luban.data.pipeline import Pipeline
 from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.errors import ArtefactError, DataError, RecipeError
+from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._language import Language
 from luban.models._network import Network, module_key
 from luban.models.huggingface import HuggingFace
@@ -220,24 +221,20 @@ def _task(checkpoint: Checkpoint) -> str:
 def _family(checkpoint: Checkpoint, task: str, pool: str | None) -> Language | HuggingFace:
     kind = str(checkpoint.config.get("model_type"))
     name = next((name for name, kinds in FAMILIES.items() if kind in kinds), None)
+    if name == "seq2seq" and task == "classification":
+        name = None  # which writes nothing: transformers' own reads its decoder's state at the end token
     if name == "seq2seq" and task != "seq2seq":
         raise RecipeError(
             f"'{checkpoint.path}' holds an encoder and a decoder, and not what turns their states into tokens; start a recipe from it, with model: {{type: seq2seq, from: {checkpoint.path}}}"
         )
-    if name is None and task != "classification":
+    if name is None:
         options: dict[str, Any] = {
-            "task": "encoder" if task == "embedding" else task,
+            "task": {"embedding": "encoder", "classification": "classifier"}.get(task, task),
             "from": str(checkpoint.path),
         }
         if pool is not None or task == "embedding":
             options["pool"] = pool or _pooling(checkpoint)
         return options_from(HuggingFace, options, f"'{checkpoint.path}'")
-    if name is None:
-        known = sorted({kind for family, kinds in FAMILIES.items() if family != "seq2seq" for kind in kinds})
-        raise RecipeError(
-            f"'{checkpoint.path}' is a classifier of type '{kind}'; classifiers that are read are of type {', '.join(known)}, and a recipe may "
-            "start from the encoder of any other by model type 'huggingface'"
-        )
     options = {"from": str(checkpoint.path)}
     if pool is not None or task == "embedding":
         options["pool"] = pool or _pooling(checkpoint)
@@ -393,7 +390,11 @@ def _load_head(module: nn.Module, target: str, checkpoint: Checkpoint, processor
     assert isinstance(module, Network)
     head = module.heads[module_key(target)]
     assert isinstance(head, nn.Linear)
-    stem = KINDS[checkpoint.config["model_type"]][1].classifier
+    reader = next(iter(module.encoders.values()))
+    if isinstance(reader, ForeignClassifier):
+        stem = reader.decision
+    else:
+        stem = KINDS[checkpoint.config["model_type"]][1].classifier
     if f"{stem}.weight" not in checkpoint:
         raise ArtefactError(f"'{checkpoint.path}' is incomplete: there is no tensor '{stem}.weight'")
     with torch.no_grad():

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, cast
 
 from polars.exceptions import PanicException, PolarsError
 
-from luban.errors import DataError, MachineError, MissingError, did_you_mean
+from luban.errors import DataError, MachineError, MissingError, closest
+from luban.sentences import say
 
 __all__ = ["File", "find", "local_copy", "one_line", "reading", "unpacked"]
 
@@ -53,9 +54,13 @@ def reading(name: str, kind: str | None = None) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"'{name}' does not exist any more; give a file that exists") from error
+        raise DataError(
+            say("'{file}' does not exist any more; give a file that exists", file=name)
+        ) from error
     except PermissionError as error:
-        raise DataError(f"'{name}' may not be read by this user; change its permissions") from error
+        raise DataError(
+            say("'{file}' may not be read by this user; change its permissions", file=name)
+        ) from error
     except (PolarsError, PanicException, OSError, EOFError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MachineError(f"the disk is full ({error}); free some space and start again") from error
@@ -139,13 +144,34 @@ def _find_local(path: str) -> list[File]:
     if glob.has_magic(expanded):
         found = [File(one, one) for one in sorted(glob.glob(expanded, recursive=True)) if os.path.isfile(one)]
         if not found:
-            raise DataError(f"no file matches '{path}'; see what is there: ls {os.path.dirname(path) or '.'}")
+            raise DataError(
+                say(
+                    "no file matches '{path}'; see what is there: ls {folder}",
+                    path=path,
+                    folder=os.path.dirname(path) or ".",
+                )
+            )
         return found
     folder = os.path.dirname(expanded) or "."
     if not os.path.isdir(folder):
-        raise DataError(f"'{path}' does not exist, nor does its folder '{folder}'; give a file that exists")
-    hint = did_you_mean(os.path.basename(path), os.listdir(folder))
-    raise DataError(f"'{path}' does not exist in '{os.path.abspath(folder)}'; give a file that exists{hint}")
+        raise DataError(
+            say(
+                "'{path}' does not exist, nor does its folder '{folder}'; give a file that exists",
+                path=path,
+                folder=folder,
+            )
+        )
+    place, close = os.path.abspath(folder), closest(os.path.basename(path), os.listdir(folder))
+    raise DataError(
+        say(
+            "'{path}' does not exist in '{folder}'; give a file that exists; did you mean '{close}'?",
+            path=path,
+            folder=place,
+            close=close,
+        )
+        if close
+        else say("'{path}' does not exist in '{folder}'; give a file that exists", path=path, folder=place)
+    )
 
 
 def _find_url(url: str) -> list[File]:

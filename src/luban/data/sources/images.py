@@ -14,7 +14,7 @@ from luban.data.contracts import Source
 from luban.data.sources import open_source
 from luban.data.sources._files import HASHED_WHOLE, reading
 from luban.data.sources._tables import rechunk
-from luban.errors import DataError, did_you_mean
+from luban.errors import DataError, closest, did_you_mean
 from luban.registry import register
 from luban.sentences import say
 
@@ -110,10 +110,17 @@ class Images(Source):
                 f"'{self.path}' is a file where a folder of pictures belongs; give the folder it lies in"
             )
         if not os.path.isdir(root):
-            hint = ""
-            if os.path.isdir(os.path.dirname(root)):
-                hint = did_you_mean(os.path.basename(root), os.listdir(os.path.dirname(root)))
-            raise DataError(f"folder '{self.path}' does not exist; give a folder of pictures{hint}")
+            above = os.path.dirname(root)
+            close = closest(os.path.basename(root), os.listdir(above)) if os.path.isdir(above) else ""
+            raise DataError(
+                say(
+                    "folder '{path}' does not exist; give a folder of pictures; did you mean '{close}'?",
+                    path=self.path,
+                    close=close,
+                )
+                if close
+                else say("folder '{path}' does not exist; give a folder of pictures", path=self.path)
+            )
         return root
 
     def _rows(self) -> Source:

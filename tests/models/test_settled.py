@@ -1,0 +1,246 @@
+"""Blocks on weights that stay as they are: the numbers of the blocks they stand for, and when they stand back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from luban import native
+from luban.data.ragged import Ragged
+from luban.models import _kernels
+from luban.models._core import Block, Core, Shape
+from luban.models._settled import _known, settled
+
+pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no compiler")
+
+LENGTHS = (40, 33, 7, 1, 20, 20, 0, 64)
+
+
+@pytest.fixture(autouse=True)
+def with_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels.NATIVE, "_chosen", None)
+    monkeypatch.setattr(_kernels.NATIVE, "_automatic", None)
+    _kernels.use("native")
+    library = _kernels.NATIVE.library()
+    assert library is not None
+    if int(library.panel_width()) < 16:
+        pytest.skip("the processor has narrow vectors")
+
+
+def core_of(**options: Any) -> Core:
+    """A core with weights of some size, which want no gradient."""
+    torch.manual_seed(0)
+    usual = {
+        "kv_heads": 4,
+        "heads": 4,
+        "head_size": 16,
+        "hidden_size": 64,
+        "intermediate": 288,
+        "layers": 2,
+        "vocabulary": 50,
+    }
+    shape = Shape(
+        **{
+            **usual,
+            "norm_place": "post",
+            "last_norm": False,
+            "positions": "learned",
+            "max_positions": 64,
+            **options,
+        }
+    )
+    core = Core(shape).eval()
+    for parameter in core.parameters():
+        nn.init.normal_(parameter, std=0.3)
+        parameter.requires_grad_(False)
+    return core
+
+
+def texts(width: int = 64) -> Ragged:
+    torch.manual_seed(1)
+    rows = [torch.randn(length, width) for length in LENGTHS]
+    result = Ragged.from_rows(rows)
+    return result.like(result.values.requires_grad_())
+
+
+def passed(core: Core, inputs: Ragged, **how: Any) -> tuple[Tensor, Tensor]:
+    """States, and the gradient of something made of them."""
+    states = core(inputs, **how)
+    (gradient,) = torch.autograd.grad((states * states.detach().sin()).sum(), inputs.values)
+    return states, gradient
+
+
+def blocks_used() -> int:
+    known = _known.get()
+    assert known is not None
+    return sum(found is not None for found in known.values())
+
+
+def near(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(theirs.detach().abs().max())))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": True},
+        {"kv_heads": 2},
+        {"head_size": 32, "hidden_size": 96, "intermediate": 32},  # heads wider in sum than the tokens
+        {"attention_bias": False, "out_bias": False, "feed_bias": False},
+        {"eps": 0.1},
+    ],
+    ids=lambda options: ", ".join(options) or "usual",
+)
+def test_a_settled_block_is_the_block(options: dict[str, Any]) -> None:
+    core = core_of(**options)
+    inputs = texts(core.shape.hidden_size)
+    states, gradient = passed(core, inputs)
+    with settled():
+        ours, own_gradient = passed(core, inputs)
+        assert blocks_used() == 2
+        with torch.no_grad():
+            assert torch.equal(core(inputs), ours)
+    assert near(ours, states)
+    assert near(own_gradient, gradient)
+
+
+def test_a_number_in_one_row_changes_no_other() -> None:
+    core, inputs = core_of(), texts()
+    with settled():
+        before = core(inputs)
+        with torch.no_grad():
+            inputs.values[3] = torch.nan
+        after = core(inputs)
+    changed = inputs.rows == 0
+    assert after[changed].isnan().all()
+    assert torch.equal(after[~changed], before[~changed])
+
+
+def test_the_same_bits_with_any_number_of_threads() -> None:
+    core, inputs, threads = core_of(), texts(), torch.get_num_threads()
+    try:
+        with settled():
+            torch.set_num_threads(1)
+            one = passed(core, inputs)
+            torch.set_num_threads(3)
+            three = passed(core, inputs)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+def test_weights_that_changed_since_are_read_anew() -> None:
+    core, inputs = core_of(), texts()
+    with settled():
+        first = core(inputs)
+    for parameter in core.parameters():
+        parameter.data.mul_(0.5)  # of which PyTorch keeps no count
+    with settled():
+        second = core(inputs)
+    assert near(second, core(inputs))
+    assert not near(second, first)
+
+
+def _learns(core: Core) -> None:
+    core.requires_grad_(True)
+
+
+def _is_watched(core: Core) -> None:
+    block = core.layers[0]
+    assert isinstance(block, Block)
+    block.feed.up.register_forward_hook(lambda module, given, made: 2 * made)
+
+
+def _is_replaced(core: Core) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    for block in core.layers:
+        assert isinstance(block, Block)
+        doubled = Doubled(64, 64)
+        doubled.load_state_dict(block.attention.q.state_dict())
+        block.attention.q = doubled.requires_grad_(False)
+
+
+def _is_trained(core: Core) -> None:
+    core.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "used"),
+    [
+        ({}, _learns, 0),
+        ({}, _is_watched, 1),
+        ({}, _is_replaced, 0),
+        ({"dropout": 0.0}, _is_trained, 0),
+        ({"norm_place": "pre"}, None, 0),
+        ({"gated": True}, None, 0),
+        ({"activation": "relu"}, None, 0),
+        ({"positions": "rotary"}, None, 0),
+        ({"norm": "rms"}, None, 0),
+        ({"intermediate": 100}, None, 0),
+    ],
+)
+def test_where_the_code_does_not_stand_for_the_modules_they_compute(
+    options: dict[str, Any], change: Any, used: int
+) -> None:
+    core, inputs = core_of(**options), texts()
+    if change is not None:
+        change(core)
+    states, gradient = passed(core, inputs)
+    with settled():
+        ours, own_gradient = passed(core, inputs)
+        assert blocks_used() == used
+    assert near(ours, states)
+    assert near(own_gradient, gradient)
+
+
+# --- few places that ask -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["torch", "native"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": True, "norm_place": "pre", "last_norm": True},
+        {"kv_heads": 2},
+        {"attention_bias": False},
+    ],
+    ids=lambda options: ", ".join(options) or "usual",
+)
+def test_a_glance_sees_what_keys_and_values_would_show(
+    path: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kernels.use(path)
+    core = core_of(**options)
+    inputs = Ragged.from_rows([torch.randn(length, 64) for length in (40, 33, 7, 20, 20)])
+    inputs = inputs.like(inputs.values.requires_grad_())
+    read = inputs.offsets[1:] - 1 if core.shape.causal else inputs.offsets[:-1]
+    last = core.layers[-1]
+    assert isinstance(last, Block)
+    looked: list[int] = []
+    glance = last.attention.glance
+    monkeypatch.setattr(
+        last.attention, "glance", lambda q, x, how: looked.append(len(q)) or glance(q, x, how)
+    )
+    ours, own_gradient = passed(core, inputs, read=read)
+    assert looked == [5]
+    monkeypatch.setattr(last.attention, "can_glance", lambda how, turns: False)
+    theirs, gradient = passed(core, inputs, read=read)
+    assert near(ours, theirs)
+    assert near(own_gradient, gradient)
+
+
+def test_weights_that_learn_get_the_gradients_of_keys_and_values() -> None:
+    core, inputs = core_of().requires_grad_(True), texts()
+    core(inputs, read=torch.tensor([0])).sum().backward()
+    last = core.layers[-1]
+    assert isinstance(last, Block)
+    assert last.attention.k.weight.grad is not None
+    assert last.attention.v.weight.grad is not None
