@@ -27,7 +27,7 @@ from luban.models._attention import Plan, attend, plan
 from luban.models._kernels import GELU, add_norm
 from luban.models._layers import Activation, Dropout, activation_of
 from luban.models._products import alike, product
-from luban.models._settled import Parts, settled_block
+from luban.models._settled import Parts, is_settled, settled_block
 
 __all__ = ["Block", "Core", "Projection", "Rope", "Shape", "Vocabulary", "rotate"]
 
@@ -166,15 +166,16 @@ class Attention(nn.Module):
 
     def can_glance(self, how: Plan, turns: Turns | None) -> bool:
         """Return whether `glance` says what `forward` does, in half the multiplications or fewer: where few places ask, and keys
-        and values are linear in what is read, by weights that want no gradient."""
-        learns = torch.is_grad_enabled() and any(
-            p.requires_grad for p in (*self.k.parameters(), *self.v.parameters())
-        )
+        and values are linear in what is read. It is for weights that stay as they are: those that learn want gradients of their
+        own, and a model's outputs should not depend on which of its weights do, not even in their last bits."""
         plain = (
             type(self.k) is nn.Linear and type(self.v) is nn.Linear and self.k_norm is None and turns is None
         )
         few = 2 * how.pairs * self.heads <= int(how.keys[-1]) * self.kv_heads * self.head_size
-        return plain and few and not learns and not (self.training and self.dropout)
+        learns = torch.is_grad_enabled() and any(
+            p.requires_grad for p in (*self.k.parameters(), *self.v.parameters())
+        )
+        return is_settled() and plain and few and not learns and not (self.training and self.dropout)
 
     def glance(self, q: Tensor, x: Tensor, how: Plan) -> Tensor:
         """Attend from few places, (M, heads, d), to vectors (S, D) as they are, without their keys and values; to (M, D).

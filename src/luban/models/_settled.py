@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from luban.models._kernels import NATIVE, WIDEST, Rows, pointer, useful
 
-__all__ = ["Parts", "Settled", "settled", "settled_block"]
+__all__ = ["Parts", "Settled", "is_settled", "settled", "settled_block"]
 
 _NARROWEST = 16
 """Columns of a panel, without which a vector is so narrow that the BLAS, which goes by the processor, is quicker."""
@@ -36,6 +36,11 @@ def settled() -> Iterator[None]:
         yield
     finally:
         _known.reset(token)
+
+
+def is_settled() -> bool:
+    """Whether weights stay as they are, as `settled` says."""
+    return _known.get() is not None
 
 
 class _Norming(ctypes.Structure):
