@@ -12,7 +12,7 @@ from luban import native
 from luban.data.ragged import Ragged
 from luban.models import _kernels
 from luban.models._core import Block, Core, Shape
-from luban.models._settled import _known, settled
+from luban.models._settled import Settled, _known, settled
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no compiler")
 
@@ -73,10 +73,14 @@ def passed(core: Core, inputs: Ragged, **how: Any) -> tuple[Tensor, Tensor]:
     return states, gradient
 
 
+def known() -> list[Settled | None]:
+    found = _known.get()
+    assert found is not None
+    return list(found.values())
+
+
 def blocks_used() -> int:
-    known = _known.get()
-    assert known is not None
-    return sum(found is not None for found in known.values())
+    return sum(found is not None for found in known())
 
 
 def near(ours: Tensor, theirs: Tensor) -> bool:
@@ -143,6 +147,20 @@ def test_weights_that_changed_since_are_read_anew() -> None:
         second = core(inputs)
     assert near(second, core(inputs))
     assert not near(second, first)
+
+
+def test_weights_are_laid_out_as_they_are_typed_whatever_the_default() -> None:
+    core, inputs = core_of(), texts()
+    states, _ = passed(core, inputs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with settled():
+            ours, _ = passed(core, inputs)
+            (packed, *_) = [found._kept for found in known() if found is not None]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert near(ours, states)
+    assert {x.dtype for x in packed} == {torch.float32}
 
 
 def _learns(core: Core) -> None:

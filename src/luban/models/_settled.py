@@ -170,7 +170,7 @@ class Settled:
         """Lay out a matrix (depth, columns) as panels of columns."""
         library = NATIVE.library()
         assert library is not None
-        to = torch.empty(matrix.numel())
+        to = matrix.new_empty(matrix.numel())
         sizes = (*matrix.shape, *matrix.stride())
         library.pack_panels(pointer(matrix), *map(ctypes.c_int64, sizes), pointer(to))
         return self._stays(to)
