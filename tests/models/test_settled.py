@@ -256,6 +256,13 @@ def test_a_glance_sees_what_keys_and_values_would_show(
     assert near(own_gradient, gradient)
 
 
+@pytest.mark.parametrize("lengths", [(), (7, 3)])
+def test_where_nobody_asks_there_is_nothing_to_see(lengths: tuple[int, ...]) -> None:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = Ragged(torch.zeros(sum(lengths), dtype=torch.int64), offsets)
+    assert core_of()(inputs, read=torch.zeros(0, dtype=torch.int64)).shape == (0, 64)
+
+
 def test_weights_that_learn_get_the_gradients_of_keys_and_values() -> None:
     core, inputs = core_of().requires_grad_(True), texts()
     with settled():

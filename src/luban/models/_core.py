@@ -183,20 +183,23 @@ class Attention(nn.Module):
         Of a score ``q · (K x + b) = (Kᵀ q) · x + q · b`` the last part is the same for all x, so that no softmax sees it; and
         ``Σ a (V x + c) = V (Σ a x) + c``, since weights a add up to one. So all heads of a place are queries of a single head.
         """
-        groups, width, places = self.kv_heads, x.shape[1], len(q)
+        groups, shared = self.kv_heads, self.heads // self.kv_heads
+        width, places = x.shape[1], len(q)
         keys, values = (part.weight.view(groups, self.head_size, width) for part in (self.k, self.v))
         asked = (
-            q.view(places, groups, -1, self.head_size).transpose(0, 1).flatten(1, 2) @ keys
+            q.view(places, groups, shared, self.head_size).transpose(0, 1).flatten(1, 2) @ keys
         )  # (groups, M · shared, D)
         asked = (
-            asked.view(groups, places, -1, width).transpose(0, 1).reshape(-1, 1, width)
+            asked.view(groups, places, shared, width).transpose(0, 1).reshape(-1, 1, width)
         )  # (M · heads, 1, D)
         rows = plan(Ragged(asked, how.queries * self.heads), keys=Ragged(x, how.keys))
         mixed = attend(asked, x[:, None], x[:, None], rows, scale=self.head_size**-0.5)  # (M · heads, D)
-        mixed = mixed.view(places, groups, -1, width).transpose(0, 1).flatten(1, 2) @ values.transpose(1, 2)
-        seen = mixed.view(groups, places, -1, self.head_size).transpose(0, 1).reshape(places, -1)
+        mixed = mixed.view(places, groups, shared, width).transpose(0, 1).flatten(1, 2) @ values.transpose(
+            1, 2
+        )
+        seen = mixed.view(groups, places, shared, self.head_size).transpose(0, 1).flatten(1)
         if self.v.bias is not None:
-            seen = seen + self.v.bias.view(groups, 1, -1).expand(-1, self.heads // groups, -1).flatten()
+            seen = seen + self.v.bias.view(groups, 1, -1).expand(-1, shared, -1).flatten()
         result: Tensor = self.out(seen)
         return result
 
