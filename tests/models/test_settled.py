@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from luban import native
 from luban.data.ragged import Ragged
 from luban.models import _kernels
+from luban.models._attention import plan
 from luban.models._core import Block, Core, Shape
 from luban.models._settled import Settled, _known, settled
 
@@ -254,6 +256,16 @@ def test_a_glance_sees_what_keys_and_values_would_show(
     assert looked == [5]
     assert near(ours, theirs)
     assert near(own_gradient, gradient)
+
+
+def test_a_gpu_makes_keys_and_values() -> None:
+    core, inputs = core_of(), texts()
+    block = core.layers[-1]
+    assert isinstance(block, Block)
+    how = plan(Ragged(inputs.offsets[:-1], torch.arange(len(inputs) + 1)), keys=inputs)
+    assert block.attention.can_glance(how, None)
+    elsewhere = replace(how, queries=how.queries.to("meta"), keys=how.keys.to("meta"))
+    assert not block.attention.can_glance(elsewhere, None)
 
 
 @pytest.mark.parametrize("lengths", [(), (7, 3)])

@@ -168,14 +168,18 @@ class Attention(nn.Module):
         """Return whether `glance` says what `forward` does, in half the multiplications or fewer: where few places ask, and keys
         and values are linear in what is read. It is for weights that stay as they are: those that learn want gradients of their
         own, and a model's outputs should not depend on which of its weights do, not even in their last bits."""
+        # A GPU's kernels for half precision take no head as wide as the tokens, nor, under autocast, queries in another type than
+        # the tokens.
+        if not is_settled() or how.keys.device.type != "cpu":
+            return False
+        learns = torch.is_grad_enabled() and any(
+            p.requires_grad for p in (*self.k.parameters(), *self.v.parameters())
+        )
         plain = (
             type(self.k) is nn.Linear and type(self.v) is nn.Linear and self.k_norm is None and turns is None
         )
         few = 2 * how.pairs * self.heads <= int(how.keys[-1]) * self.kv_heads * self.head_size
-        learns = torch.is_grad_enabled() and any(
-            p.requires_grad for p in (*self.k.parameters(), *self.v.parameters())
-        )
-        return is_settled() and plain and few and not learns and not (self.training and self.dropout)
+        return plain and few and not learns and not (self.training and self.dropout)
 
     def glance(self, q: Tensor, x: Tensor, how: Plan) -> Tensor:
         """Attend from few places, (M, heads, d), to vectors (S, D) as they are, without their keys and values; to (M, D).
