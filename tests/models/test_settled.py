@@ -258,6 +258,27 @@ def test_a_glance_sees_what_keys_and_values_would_show(
     assert near(own_gradient, gradient)
 
 
+@pytest.mark.parametrize("watched", ["attention", "attention.v"])
+def test_who_watches_a_layer_that_a_glance_goes_round_is_told(watched: str) -> None:
+    core, inputs = core_of(), texts()
+    told: list[int] = []
+    core.layers[-1].get_submodule(watched).register_forward_hook(lambda *_: told.append(1))
+    core(inputs, read=torch.tensor([0, 40]))
+    assert told == [1]
+
+
+def test_a_hook_before_the_gradient_is_called_within_settled() -> None:
+    core, inputs = core_of(), texts()
+    told: list[int] = []
+    block = core.layers[0]
+    assert isinstance(block, Block)
+    block.feed.register_full_backward_pre_hook(lambda *_: told.append(1))
+    with settled():
+        passed(core, inputs)
+        assert blocks_used() == 1
+    assert told == [1]
+
+
 def test_a_gpu_makes_keys_and_values() -> None:
     core, inputs = core_of(), texts()
     block = core.layers[-1]

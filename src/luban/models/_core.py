@@ -27,7 +27,7 @@ from luban.models._attention import Plan, attend, plan
 from luban.models._kernels import GELU, add_norm
 from luban.models._layers import Activation, Dropout, activation_of
 from luban.models._products import alike, product
-from luban.models._settled import Parts, is_settled, settled_block
+from luban.models._settled import Parts, bare, hooked, is_settled, settled_block
 
 __all__ = ["Block", "Core", "Projection", "Rope", "Shape", "Vocabulary", "rotate"]
 
@@ -175,9 +175,7 @@ class Attention(nn.Module):
         learns = torch.is_grad_enabled() and any(
             p.requires_grad for p in (*self.k.parameters(), *self.v.parameters())
         )
-        plain = (
-            type(self.k) is nn.Linear and type(self.v) is nn.Linear and self.k_norm is None and turns is None
-        )
+        plain = bare(self.k, self.v) and not hooked(self) and self.k_norm is None and turns is None
         few = 2 * how.pairs * self.heads <= int(how.keys[-1]) * self.kv_heads * self.head_size
         return plain and few and not learns and not (self.training and self.dropout)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from luban.models._kernels import NATIVE, WIDEST, Rows, pointer, useful
 
-__all__ = ["Parts", "Settled", "is_settled", "settled", "settled_block"]
+__all__ = ["Parts", "Settled", "bare", "hooked", "is_settled", "settled", "settled_block"]
 
 _NARROWEST = 16
 """Columns of a panel, without which a vector is so narrow that the BLAS, which goes by the processor, is quicker."""
@@ -106,10 +106,7 @@ def settled_block(block: nn.Module, parts: Parts, x: Tensor) -> Settled | None:
 
 def _fits(block: nn.Module, parts: Parts) -> bool:
     """Whether these are the very modules that the code stands for: nothing adapted or hooked."""
-    modules = list(block.modules())
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules):
-        return False
-    if any(type(m) is not nn.Linear for m in parts.linear):
+    if any(hooked(module) for module in block.modules()) or not bare(*parts.linear):
         return False
     if any(type(m) is not nn.LayerNorm or m.bias is None for m in (parts.first, parts.second)):
         return False
@@ -120,6 +117,21 @@ def _fits(block: nn.Module, parts: Parts) -> bool:
     panel = int(library.panel_width())
     sides = [side for m in parts.linear if isinstance(m, nn.Linear) for side in m.weight.shape]
     return panel >= _NARROWEST and parts.head_size <= WIDEST and all(side % panel == 0 for side in sides)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Return whether somebody is told, or changes, what goes through a module."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def bare(*layers: nn.Module) -> bool:
+    """Return whether these are linear layers and no more, neither adapted nor hooked: their weights say all that they do."""
+    return all(type(layer) is nn.Linear and not hooked(layer) for layer in layers)
 
 
 class Settled:
