@@ -487,8 +487,14 @@ void fetch(const View& view, int64_t first, int64_t positions, int64_t head, int
 template <typename Run, typename Soon>
 void for_each_task(const Problem& problem, Run run, Soon soon) {
     const int64_t number = problem.rows * problem.heads;
-    // All heads of a row are one thread's, where there are rows enough.
-    const int chunk = problem.rows >= 8 * problem.threads ? static_cast<int>(problem.heads) : 1;
+    int64_t pairs = 0;
+    for (int64_t row = 0; row < problem.rows; row++) {
+        const Task task(problem, row * problem.heads);
+        pairs += task.queries * task.keys;
+    }
+    // All heads of a row are one thread's, where there are rows enough and none is so long that the other threads would wait for it.
+    const bool even = 2 * problem.threads * problem.longest_queries * problem.longest_keys <= pairs;
+    const int chunk = even && problem.rows >= 8 * problem.threads ? static_cast<int>(problem.heads) : 1;
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(static_cast<int>(problem.threads))
     for (int64_t i = 0; i < number; i++) {
         if (i + 1 < number) soon(Task(problem, i + 1));
