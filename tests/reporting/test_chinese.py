@@ -92,7 +92,7 @@ def test_data_that_are_gone_are_missed_in_chinese(artefact_of: Make, tmp_path: P
     luban.audit(copy, str(rows), output=copy / "audit.json", options=["fairness.min_rows=5"])
     luban.report(copy, str(rows), output=tmp_path / "page.html", lang="zh", examples=0)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert list(english(page)) == []
+    assert list(english(page.replace(str(tmp_path), "…"))) == []
     assert page.count(f"“{tmp_path}”中没有“{tmp_path / 'gone.jsonl'}”；请给出存在的文件") >= 3
 
 

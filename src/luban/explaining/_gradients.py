@@ -11,6 +11,7 @@ What of a row a path changes is said by a `Change`; see `luban.explaining._handl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,7 +193,9 @@ def attribute(
             score = case.score(changed, case.chosen[np.append(rows, rows[-1:].repeat(extra))])
         return sites, deltas, score[: len(rows)]
 
-    with frozen(case.predictor.model), settled():
+    # For a batch or less, laying the weights out would take longer than it saves.
+    much = int(cost.sum()) * len(alphas) > budget
+    with frozen(case.predictor.model), settled() if much else nullcontext():
         for rows, steps in _runs_within(groups, cost, len(alphas), budget):
             sites, deltas, score = one_pass(rows, all_alphas[steps])
             if not sites:  # texts without a token

@@ -48,7 +48,6 @@ def _prepare(library: ctypes.CDLL) -> str:
         "gelu",
         "decode_step",
         "few_products",
-        "pack_panels",
         "before_forward",
         "before_backward",
         "behind_forward",

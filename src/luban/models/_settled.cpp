@@ -6,7 +6,7 @@
 //
 // and the gradients of x of both. A tile of rows goes through a whole function before the next one does, so that only what the
 // backward pass reads, and the result, travel through memory; the feed-forward part some columns at a time. Weights lie in
-// panels (`pack_panels`), each as the product with it reads them.
+// panels of PANEL columns, (depth, PANEL) each, as the product with them reads them.
 //
 // Included by _kernels.cpp, whose vectors it uses.
 
@@ -132,13 +132,6 @@ struct Tile {
 extern "C" {
 
 int64_t panel_width() { return PANEL; }
-
-// B (depth x n), B[k][j] = from[k * k_step + j * j_step], n a multiple of PANEL, as panels of PANEL columns.
-void pack_panels(const float* from, int64_t depth, int64_t n, int64_t k_step, int64_t j_step, float* to) {
-    for (int64_t first = 0; first < n; first += PANEL)
-        for (int64_t k = 0; k < depth; k++)
-            for (int64_t j = 0; j < PANEL; j++) *to++ = from[k * k_step + (first + j) * j_step];
-}
 
 // qkv (T, inner + 2 keys) of x.
 void before_forward(const Settled* of, int64_t rows, const float* x, float* qkv) {

@@ -112,11 +112,15 @@ def _fits(block: nn.Module, parts: Parts) -> bool:
         return False
     if not useful(*block.parameters()):
         return False
-    library = NATIVE.library()
-    assert library is not None
-    panel = int(library.panel_width())
+    panel = _panel()
     sides = [side for m in parts.linear if isinstance(m, nn.Linear) for side in m.weight.shape]
     return panel >= _NARROWEST and parts.head_size <= WIDEST and all(side % panel == 0 for side in sides)
+
+
+def _panel() -> int:
+    library = NATIVE.library()
+    assert library is not None
+    return int(library.panel_width())
 
 
 def hooked(module: nn.Module) -> bool:
@@ -159,6 +163,7 @@ class Settled:
 
     def __call__(self, x: Tensor, rows: Rows) -> Tensor:
         """Return what the block makes of tokens (T, D) that attend within `rows`, (T, D)."""
+        assert x.shape[1] == self._structure.width, "the code reads as many values as the weights say"
         result: Tensor = _Block.apply(x, self, rows)  # type: ignore[no-untyped-call]
         return result
 
@@ -180,12 +185,7 @@ class Settled:
 
     def _packed(self, matrix: Tensor) -> int:
         """Lay out a matrix (depth, columns) as panels of columns."""
-        library = NATIVE.library()
-        assert library is not None
-        to = matrix.new_empty(matrix.numel())
-        sizes = (*matrix.shape, *matrix.stride())
-        library.pack_panels(pointer(matrix), *map(ctypes.c_int64, sizes), pointer(to))
-        return self._stays(to)
+        return self._stays(matrix.unflatten(1, (-1, _panel())).transpose(0, 1))
 
     # --- passes ----------------------------------------------------------------------------------------------------
 
