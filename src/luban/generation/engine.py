@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from luban.errors import DataError
@@ -204,7 +205,7 @@ def _step_by_step(
             scores = constrained(scores, [row.matcher for row in rows])
         tokens = sampler.choose(scores, [row.number for row in rows])
         chosen = tokens[:, None]
-        logprobs = (logits.gather(1, chosen).squeeze(1) - logits.logsumexp(1)).tolist()
+        logprobs = (-F.cross_entropy(logits, tokens, reduction="none")).tolist()
         pieces = [
             row.take(token, logprob, end)
             for row, token, logprob in zip(rows, tokens.tolist(), logprobs, strict=True)

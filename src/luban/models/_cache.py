@@ -102,12 +102,13 @@ class Cache:
             inputs.offsets, torch.arange(rows + 1, device=inputs.offsets.device)
         )
         if single and self._longest:
-            self._reach = self._single()
-        else:
-            self._reach = self._several(inputs, causal)
+            return self.plan_one()
+        self._reach = self._several(inputs, causal)
         return self._reach
 
-    def _single(self) -> Reach:
+    def plan_one(self) -> Reach:
+        """Plan a pass over one new token a row, where rows have some already."""
+        assert self._longest, "rows have no token yet"
         longest, positions = self._longest + 1, self.lengths
         self._reserve(longest)
         device = positions.device
@@ -117,7 +118,8 @@ class Cache:
             mask = torch.zeros(len(self), 1, 1, longest, device=device).masked_fill_(
                 torch.arange(longest, device=device) > positions[:, None, None, None], -torch.inf
             )
-        return Reach(positions, longest, self._even, rows, None, mask=mask)
+        self._reach = Reach(positions, longest, self._even, rows, None, mask=mask)
+        return self._reach
 
     def _several(self, inputs: Ragged, causal: bool) -> Reach:
         rows = inputs.rows
@@ -187,10 +189,10 @@ class Cache:
             self._memory[layer] = cross.keys_values(memory, None)
         return self._memory[layer]
 
-    def advance(self, inputs: Ragged) -> None:
-        """Count the tokens of a pass that every layer has seen."""
+    def advance(self, new: Tensor | int) -> None:
+        """Count the tokens of a pass that every layer has seen: so many of each row, (B,), or of all."""
         assert self._reach is not None
-        self.lengths = self.lengths + inputs.lengths
+        self.lengths = self.lengths + new
         self._longest, self._even, self._reach = self._reach.longest, self._reach.even, None
 
     # --- rows ---------------------------------------------------------------------------------------------

@@ -438,7 +438,7 @@ class Core(nn.Module):
             x = how.leave(x) if cache is None else x
             x = x if read is None else x.index_select(0, read)
         if cache is not None:
-            cache.advance(inputs)
+            cache.advance(inputs.lengths)
         if self.norm is not None:
             x = self.norm(x)
         result: Tensor = x

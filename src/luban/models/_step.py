@@ -8,6 +8,7 @@ It takes fp32 weights, or int8 ones (`Int8Linear`), which are a quarter to read.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban.data.ragged import Ragged
 from luban.models import _kernels
-from luban.models._cache import Cache
+from luban.models._cache import Cache, Reach
 from luban.models._core import LOGITS, Block, Core, Projection, Vocabulary
 
 __all__ = ["Int8Embedding", "Int8Linear", "Int8Vocabulary", "Stepper", "rounded"]
@@ -206,6 +206,7 @@ class Stepper:
         self._core = core
         shape = core.shape
         self._kept: list[Tensor] = []  # whose memory the structures point to
+        self._table: tuple[Tensor, Tensor] | None = None
         self._layers = (_Layer * shape.layers)(*(self._layer(block) for block in _blocks(core)))
         vocabulary = self._vocabulary(language)
         self._model = _Transformer(
@@ -232,8 +233,7 @@ class Stepper:
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Read a token a row, (B,), into a cache that has some already; return the logits of what follows, (B, V)."""
         core, rows = self._core, len(tokens)
-        inputs = Ragged(tokens, torch.arange(rows + 1))
-        reach = cache.plan(inputs, causal=True)
+        reach = cache.plan_one()
         x = core.embedding(tokens, reach.positions).contiguous()
         logits = torch.empty(rows, self._model.vocabulary.rows)
         keys, values = cache.rectangles()
@@ -246,14 +246,21 @@ class Stepper:
             x=x.data_ptr(),
             logits=logits.data_ptr(),
         )
-        turns = core.turns(reach.positions, x)
-        if turns is not None:
-            cosines, sines = turns[0].contiguous(), turns[1].contiguous()
+        if core.shape.positions == "rotary":
+            cosines, sines = self._turns(reach, x)
             call.cosines, call.sines = cosines.data_ptr(), sines.data_ptr()
         self._model.threads = torch.get_num_threads()
         _kernels.decode_step(self._model, call)
-        cache.advance(inputs)
+        cache.advance(1)
         return logits
+
+    def _turns(self, reach: Reach, x: Tensor) -> Sequence[Tensor]:
+        """Return cosines and sines of where the tokens stand, (B, head_size / 2) each, from a table: making them anew takes a fortieth
+        of a step."""
+        if self._table is None or len(self._table[0]) < reach.longest:
+            self._table = self._core.turns(torch.arange(2 * reach.longest, device=x.device), x)
+        assert self._table is not None
+        return [part.index_select(0, reach.positions) for part in self._table]
 
     def _layer(self, block: Block) -> _Layer:
         attention, feed = block.attention, block.feed
