@@ -212,6 +212,22 @@ def test_a_row_does_not_depend_on_its_batch(family: str, method: str) -> None:
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["fgm", "pgd"])
+def test_columns_of_numbers_are_moved(method: str) -> None:
+    """A number a row is as long as it is large, so that both norms say the same of it."""
+    fields = {f"{name}.value": Field(name, "number", "input", "float32") for name in ("age", "fare")}
+    torch.manual_seed(0)
+    net = build_model(Section("models").parse({"type": "mlp", "hidden": [8]}), [], Spec({**fields, "label.index": LABEL}))  # fmt: skip
+    data = {name: torch.randn(4) for name in fields} | {"label.index": torch.tensor([0, 2, 1, 0])}
+    totals = {
+        norm: objective(method=method, norm=norm, epsilon=0.5).forward(net, data)["label"].total.detach()
+        for norm in ("l2", "linf")
+    }
+    torch.testing.assert_close(totals["l2"], totals["linf"])
+    with torch.no_grad():
+        assert totals["l2"] > 2 * objective().forward(net, data)["label"].total + 1e-3
+
+
 def test_a_pair_of_texts_is_one_input() -> None:
     """The ids of a pair are joined inside the model; each row still has one ball for both texts."""
     other = Field("other", "text", "input", "int64", None, size=30)

@@ -257,6 +257,6 @@ class Moved:
 
     def _lengths(self, values: Tensor, rows: Tensor) -> Tensor:
         """Return the length of each row's values together, for each of its positions, (N, 1, ...)."""
-        squares = values.float().pow(2).flatten(1).sum(1)
+        squares = values.float().pow(2)[..., None].flatten(1).sum(1)
         lengths = squares.new_zeros(self.number).index_add(0, rows, squares).sqrt()[rows]
         return lengths.view(-1, *[1] * (values.dim() - 1)).to(values.dtype)
