@@ -25,6 +25,11 @@ def test_what_was_not_measured_is_not_met() -> None:
     (verdict,) = judge([Gate.parse("label.acuracy >= 0")], {"label.accuracy": 1.0, "label.f1": None}, [])
     assert not verdict.passed
     assert verdict.why.endswith("was not measured; did you mean 'label.accuracy'?")
+    # A name that is known is no misspelling of another, whose figure is there.
+    figures = {"labels.noise": None, "labels.b.noise": 0.0}
+    (verdict,) = judge([Gate.parse("labels.noise <= 0.2")], figures, [])
+    assert not verdict.passed
+    assert verdict.why.endswith("'labels.noise' was not measured, since these rows cannot tell it")
 
 
 @pytest.mark.parametrize(

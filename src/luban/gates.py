@@ -131,6 +131,14 @@ def judge(
             verdicts.append(Verdict(gate.text, not bad, float(bad), why))
             continue
         value = figures.get(gate.name)
+        if value is None and gate.name in figures:  # no other name is meant
+            why = say(
+                "{gate} is not met: '{name}' was not measured, since these rows cannot tell it",
+                gate=gate.text,
+                name=gate.name,
+            )
+            verdicts.append(Verdict(gate.text, False, None, why))
+            continue
         if value is None:
             known = [name for name, one in figures.items() if one is not None]
             close = closest(gate.name, known)
