@@ -118,6 +118,11 @@ def test_the_penalty_is_added_to_the_loss_in_training_only() -> None:
             {},
             "does not compare a target row by row",
         ),
+        (
+            {"type": "reweigh", "objective": {"type": "fair_adversary", "objective": "binary_cross_entropy"}},
+            {},
+            "objective reweigh: 'fair_adversary' does not compare a target row by row",
+        ),
     ],
 )
 def test_what_cannot_be_fair_is_refused(

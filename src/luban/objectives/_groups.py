@@ -28,6 +28,7 @@ class Grouped(Wrapping):
     _sizes: list[int] = PrivateAttr(default_factory=list)
 
     def groups(self, data: Data) -> list[str]:
+        _ = self.supervised  # one that cannot be wrapped has no groups either, and says something else of it
         if not data.groups:
             raise RecipeError(
                 f"objective {self.type}: data.groups names no column; say there which are groups"
