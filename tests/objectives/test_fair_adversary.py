@@ -21,7 +21,7 @@ from luban.errors import RecipeError
 from luban.objectives._base import TargetFacts
 from luban.recipe import Section, load
 from luban.training.checkpoint import Checkpoints, split
-from luban.training.step import GradientStep
+from luban.training.step import GradientStep, compute_losses
 
 COUNTS = np.array([[30, 10, 5], [10, 40, 5]])  # classes x groups
 DATA = {"train": "x.csv", "inputs": {"a": "number"}, "targets": {"label": "binary"}, "groups": ["sex"]}
@@ -252,6 +252,17 @@ def test_equal_odds_are_asked_for_within_the_classes() -> None:
         told[constraint] = float(part.total / part.count)
     assert told["demographic_parity"] > 0.15
     assert abs(told["equalized_odds"]) < 0.002
+
+
+def test_outputs_are_shared_with_other_objectives() -> None:
+    passes = []
+    model = Given(logits(12, 1))
+    model.register_forward_hook(lambda *_: passes.append(1))
+    other: Any = Section("objectives").parse("binary_cross_entropy")
+    one = objective()
+    other.setup({"label": one.inner.facts})
+    assert len(compute_losses([one, other], model, rows())) == 3
+    assert len(passes) == 1
 
 
 class Net(torch.nn.Module):

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from luban.data.batch import Batch
 from luban.errors import RecipeError
 from luban.imports import uncollected
-from luban.objectives._base import Loss, Outputs, TargetFacts
+from luban.objectives._base import Loss, Objective, Outputs, TargetFacts
 from luban.objectives._groups import Grouped
 from luban.registry import register
 
@@ -111,8 +111,7 @@ class FairAdversary(Grouped):
         (count,) = self.inner.count(batch).values()
         return {self.supervised.column: count, self._told: count}
 
-    def forward(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
-        return self.losses(model(batch), batch)
+    forward = Objective.forward  # it only reads outputs, so that it shares them with other objectives
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
         """Return the inner part, with the penalty where there are gradients, and, without weight, what the adversary tells."""
