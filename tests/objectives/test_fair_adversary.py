@@ -305,6 +305,15 @@ def test_a_run_goes_on_with_the_adversary_that_it_had(outer: bool, tmp_path: Pat
     assert not torch.equal(ends[0]["/model/linear.weight"], ends[2]["/model/linear.weight"])
 
 
+def test_what_the_inner_objective_learns_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    one = objective()
+    monkeypatch.setattr(type(one.inner), "state", lambda self: {"step": 3})
+    monkeypatch.setattr(type(one.inner), "restore", lambda self, state: kept.append(state))
+    one.restore(one.state())
+    assert kept == [{"step": 3}]
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "counts", "words"),
     [

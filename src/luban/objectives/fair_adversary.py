@@ -174,10 +174,12 @@ class FairAdversary(Grouped):
     def state(self) -> dict[str, Any]:
         assert self._adversary is not None, "begin() comes first"
         assert self._optimizer is not None
-        return {"adversary": self._adversary.state_dict(), "optimizer": self._optimizer.state_dict()}
+        own = {"adversary": self._adversary.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {**own, "inner": super().state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         assert self._adversary is not None, "begin() comes first"
         assert self._optimizer is not None
+        super().restore(state["inner"])
         self._adversary.load_state_dict(state["adversary"])
         self._optimizer.load_state_dict(state["optimizer"])
