@@ -327,18 +327,19 @@ def _pickled(folder: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
 
 
-def _without_its_head(folder: Path) -> None:
+def _without(folder: Path, name: str) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
-    del tensors["classifier.out_proj.weight"]
+    del tensors[name]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 BAD: dict[str, tuple[Any, str]] = {
     "a pickle": (_pickled, "pytorch_model.bin' is a pickle, which may run anything when it is read; convert it once"),
     "a regression": (lambda f: rewrite(f / "config.json", id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}), "is a regression model, whose numbers have no unit"),
-    "no head": (_without_its_head, "is incomplete: there is no tensor 'classifier.out_proj.weight'"),
+    "no head": (lambda f: _without(f, "classifier.out_proj.weight"), "is incomplete: there is no tensor 'classifier.out_proj.weight'"),
+    "no dense layer": (lambda f: _without(f, "classifier.dense.weight"), "is incomplete: it lacks classifier.dense, so that what it predicts would be chance"),
     "other classes": (lambda f: rewrite(f / "config.json", id2label={"0": "a", "1": "b"}), "is (3, 32), and 2 classes need (2, 32)"),
     "other sizes": (lambda f: rewrite(f / "config.json", intermediate_size=50), "has another size there"),
     "no classifier of the kind": (lambda f: rewrite(f / "config.json", model_type="mamba"), "transformers has no sequence classifier of type 'mamba'; take task encoder"),

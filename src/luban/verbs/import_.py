@@ -131,6 +131,11 @@ def import_model(
         )
     module = family.build(spec)
     missing = family.load_pretrained(module)
+    if missing and task == "classification":
+        raise ArtefactError(
+            f"'{source}' is incomplete: it lacks {', '.join(missing)}, so that what it predicts would be chance; start a recipe from it by model.from, "
+            "which trains what is new"
+        )
     if missing and not (missing == ["pooler"] and processor is None and family.pool != "pooler"):
         console.say(f"new weights, which '{source}' lacks: {', '.join(missing)}")
     if task == "classification" and processor is not None and target is not None:
