@@ -144,6 +144,21 @@ def test_without_a_padding_token_texts_go_through_by_their_lengths() -> None:
         assert_near(logits, theirs(input_ids=torch.tensor([row])).logits[0])
 
 
+@torch.no_grad()
+def test_long_texts_of_bigbird_do_not_depend_on_those_beside_them() -> None:
+    """Sparse attention would begin where any text of a batch is long; theirs is whole for good once it has read a short one."""
+    sizes = {"block_size": 2, "num_random_blocks": 1, "max_position_embeddings": 64, "initializer_range": 0.3}
+    config = {**(tiny("big_bird") or {}), **sizes, "attention_type": "block_sparse"}
+    network, reader = built(config)
+    theirs = theirs_of(config, network, reader)
+    short, long = [9, 5, 7], [*range(3, 40)]
+    sparse = theirs(input_ids=torch.tensor([long])).logits[0]
+    expected = [theirs(input_ids=torch.tensor([row])).logits[0] for row in (short, long)]
+    assert (sparse - expected[1]).abs().max() > 1e-3
+    for logits, other in zip(network(flat_of(short, long))["label.logits"], expected, strict=True):
+        assert_near(logits, other)
+
+
 def test_gradients_are_those_of_transformers() -> None:
     config = tiny("bart") or {}
     network, reader = built(config)
