@@ -16,7 +16,7 @@ from luban.auditing._small import auc
 from luban.auditing.columns import Columns
 from luban.auditing.drift import _area, population_stability
 from luban.auditing.duplicates import Duplicates
-from luban.auditing.labels import Labels, noise, suspects
+from luban.auditing.labels import Labels, informed, noise, suspects
 from luban.auditing.leakage import Leakage, alone
 from luban.auditing.privacy import Privacy
 from luban.gates import Gate, judge
@@ -114,6 +114,33 @@ def test_a_weak_opinion_names_difficult_rows_and_raises_no_alarm() -> None:
         assert 0.12 < wrong < 0.19
 
 
+def test_an_opinion_on_a_rare_class_is_a_witness_though_it_never_names_it() -> None:
+    """It knows the probability of each row, and is right no more often than who always says no."""
+    generator = np.random.default_rng(0)
+    chance = 1 / (1 + np.exp(4.2 - 2 * generator.normal(size=2000)))
+    labels = (generator.random(2000) < chance).astype(np.int64)
+    opinion = np.stack([1 - chance, chance], 1)
+    right, commonest = (opinion.argmax(1) == labels).mean(), (labels == 0).mean()
+    assert right < commonest + 0.015
+    assert informed(labels, opinion)
+    assert noise(labels, opinion) == pytest.approx((0.0, 0.0, 0.0), abs=0.01)
+    flipped = generator.random(2000) < 0.1
+    wrong = np.where(flipped, 1 - labels, labels)
+    assert informed(wrong, opinion)
+    assert noise(wrong, opinion)[0] == pytest.approx(flipped.mean(), abs=0.03)
+    assert not informed(generator.permutation(labels), opinion)
+
+
+def test_labels_of_a_rare_class_are_measured(sound: Path) -> None:
+    rows = people(2000, seed=5)
+    chance = 1 / (1 + np.exp(4.2 - 2 * rows["skill"].to_numpy()))
+    drawn = np.random.default_rng(6).random(len(rows)) < chance
+    rows = rows.with_columns(pl.Series("label", np.where(drawn, "yes", "no")))
+    figures = Labels().run(case_of(sound / "model", rows)).figures
+    assert figures["label.noise"] == figures["noise"] == 0.0
+    assert figures["label.opinion_accuracy"] < (~drawn).mean() + 0.01  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("prior", [0.5, 0.3, 0.06])
 def test_an_opinion_that_knows_nothing_accuses_nobody(sound: Path, prior: float) -> None:
     """The inputs tell nothing of the labels, all of which are right; trees are sure of what they learnt by heart none the less."""
@@ -124,7 +151,7 @@ def test_an_opinion_that_knows_nothing_accuses_nobody(sound: Path, prior: float)
     for finding in result.findings:
         assert finding.severity == "low"
         assert "are probably wrong" not in finding.sentence
-        assert "no better than always saying the commonest class" in finding.sentence
+        assert "no surer of labels than how common each class is" in finding.sentence
         assert "worth a look" in finding.sentence
         assert "noise" not in finding.figures
     # Nor does a gate take the noise of such an opinion, high or 0, for a measurement.
@@ -147,7 +174,7 @@ def test_a_gate_on_all_labels_waits_for_each_target(sound: Path, tmp_path: Path)
     gates = [Gate.parse("labels.label.noise <= 0.05"), Gate.parse("labels.noise <= 0.05")]
     assert [one.passed for one in judge(gates, figures_of([result]), [])] == [True, False]
     told = [one.sentence for one in result.findings if one.where == "luckless"] + list(map(str, result.notes))
-    assert any("cannot tell how many labels are wrong" in one for one in told)
+    assert any("cannot tell how many are wrong" in one for one in told)
     alone = Labels().run(case_of(sound / "model", rows))
     assert alone.figures["noise"] == alone.figures["label.noise"] == result.figures["label.noise"]
 

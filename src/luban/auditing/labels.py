@@ -13,13 +13,12 @@ from pydantic import Field as Option
 
 from luban.auditing._base import Audit, AuditResult, Case, Severity
 from luban.auditing._small import Features, out_of_fold
-from luban.auditing.calibration import coverage_interval
 from luban.data.contracts import Array
 from luban.data.processors._deciding import class_shares
 from luban.registry import register
 from luban.sentences import Sentence, say
 
-__all__ = ["Labels", "noise", "suspects"]
+__all__ = ["Labels", "informed", "noise", "suspects"]
 
 # Shares of wrong labels that are tried first.
 _SHARES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.24, 0.32, 0.4)
@@ -28,6 +27,8 @@ _FLOOR = 1e-3  # of a probability: a few neighbours or trees that agree are not 
 _HALF_CHI_SQUARED = (
     1.9207  # half of the 95 % quantile of chi-squared with one degree of freedom (Wilks, 1938)
 )
+
+_INFORMED = 10.83  # 99.9 % quantile of the same
 
 
 @register("audits")
@@ -39,9 +40,9 @@ class Labels(Audit):
     confident; so many are suspect, those first whose other class is the most probable.
 
     Severity goes by the estimated share of wrong labels (see `noise`): what remains of the contradictions once the opinion's own doubt
-    is taken off, as far as wrong labels strike easy and difficult rows alike (Patrini et al., 2017). Where the opinion is no better than
-    always saying the commonest class it is no witness: severity stays low, and ``noise`` is not measured, neither that target's nor the
-    highest of all, so that no gate on it is met.
+    is taken off, as far as wrong labels strike easy and difficult rows alike (Patrini et al., 2017). Where the opinion tells no
+    more of the labels than how common each class is (see `informed`) it is no witness: severity stays low, and ``noise`` is not
+    measured, neither that target's nor the highest of all, so that no gate on it is met.
     """
 
     family: ClassVar[str] = "data"
@@ -92,13 +93,12 @@ class Labels(Audit):
             places = suspects(labels, opinion)
             names = processor.classes()
             share = len(places) / n
-            agreeing = int((opinion.argmax(1) == labels).sum())
-            accuracy = agreeing / n
+            accuracy = float((opinion.argmax(1) == labels).mean())
             result.figures[f"{target}.suspect_share"] = share
             result.figures["suspect_share"] = max(share, result.figures.get("suspect_share") or 0.0)
             result.figures[f"{target}.opinion_accuracy"] = accuracy
             wrong, low, high = noise(labels, opinion)
-            witness = coverage_interval(agreeing, n)[0] > float(np.bincount(labels).max()) / n
+            witness = informed(labels, opinion)
             result.figures[f"{target}.noise"] = wrong if witness else None
             shares.append(wrong if witness else None)
             result.tables[target] = [
@@ -131,7 +131,7 @@ class Labels(Audit):
             elif not witness:
                 result.notes.append(
                     say(
-                        "a second opinion on '{target}' is no better than always saying the commonest class, so it cannot tell how many labels are wrong",
+                        "a second opinion on '{target}' is no surer of labels than how common each class is, so it cannot tell how many are wrong",
                         target=target,
                     )
                 )
@@ -157,7 +157,7 @@ def _sentence(
     )
     if not witness:
         return say(
-            "a second opinion on '{target}' is no better than always saying the commonest class, so it cannot tell how many labels are wrong; {look}",
+            "a second opinion on '{target}' is no surer of labels than how common each class is, so it cannot tell how many are wrong; {look}",
             target=target,
             look=look,
         )
@@ -226,6 +226,25 @@ def noise(labels: Array, opinion: Array) -> tuple[float, float, float]:
     return (value if below else 0.0), low, high
 
 
+def informed(labels: Array, opinion: Array) -> bool:
+    """Return whether an opinion tells more of the labels than how common each class is.
+
+    The likelihood-ratio test (Wilks, 1938), at 0.1 %, of whether the tempered opinion is followed at all. Unlike its accuracy it does
+    not ask that a rare class is ever the most probable one.
+
+    Args:
+        labels: class numbers, (n,).
+        opinion: probability of each class by a model that did not see the row, (n, classes).
+
+    Example:
+        >>> chance = np.repeat([0.01, 0.3], [900, 100])
+        >>> labels = np.concatenate([np.arange(900) < 9, np.arange(100) < 30]).astype(int)
+        >>> informed(labels, np.stack([1 - chance, chance], 1)), informed(labels, np.full((1000, 2), [0.96, 0.04]))
+        (True, False)
+    """
+    return opinion.shape[1] > 1 and 2 * _Contradiction(labels, opinion).told() > _INFORMED
+
+
 class _Contradiction:
     """Minus the log-likelihood of labels, given the share of them that is wrong, under the best tempering of an opinion.
 
@@ -251,6 +270,10 @@ class _Contradiction:
             for start in ([1.0, 0.0], [0.0, 1.0])
         ]
         return min(float(one.fun) for one in found)
+
+    def told(self) -> float:
+        """Return by how many nats the labels are likelier by the opinion than by the shares of the classes alone."""
+        return self._loss(np.array([0.0, 1.0]), 0.0)[0] - self(0.0)
 
     def _loss(self, tempering: Array, share: float) -> tuple[float, Array]:
         logits = tempering[0] * self._logs + tempering[1] * self._prior
