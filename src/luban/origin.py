@@ -154,7 +154,7 @@ class Origin:
                 found = sources[name].fingerprint()
             except (LubanError, OSError, ValueError) as error:
                 told = str(error)
-                if not isinstance(told, Sentence) or len(told) > _TOLD:
+                if not isinstance(told, Sentence):  # which is ours, and as long as the paths it names
                     told = " ".join(told.split())[:_TOLD]
                 return Unknown("data_gone", told)
             if found != known.get(name):
