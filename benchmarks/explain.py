@@ -7,7 +7,8 @@ reviews (about 24 tokens each); 32 steps of Gauss-Legendre quadrature, float32, 
 the text, at the vectors of the words. Two sides work in turn, each in a process of its own that rests while the other works, on
 the same 1,000 texts:
 
-luban      `luban.verbs.explain.explain_rows`: cleaning, tokens, prediction, gradients, scores at both ends, places in the text
+luban      `luban.verbs.explain.explain_rows`: cleaning, tokens, prediction, gradients, scores at both ends, places in the text; with
+           its own code, which is built first if need be
 captum     `LayerIntegratedGradients`, one text at a time with its 32 steps in one batch and its check of completeness, as captum's
            own guide to BERT does, on the model that `luban export --format hf` wrote; tokens and prediction as usual, and no places
 
@@ -78,9 +79,11 @@ def ours(threads: int | None) -> Callable[[list[str]], list[list[float]]]:
     import polars as pl
     import torch
 
+    from luban.models import _kernels
     from luban.predict import load
     from luban.verbs.explain import explain_rows
 
+    say(f"  {_kernels.use('native')}")
     torch.set_num_threads(threads or language.cores())
     predictor = load(ARTEFACT)
 
