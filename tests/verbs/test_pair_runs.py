@@ -69,6 +69,22 @@ def published(folder: Path, kind: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+@pytest.mark.parametrize("kind", ["pegasus", "bart"])
+def test_a_generation_config_without_forced_tokens_has_none(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, kind, BART)
+    model, tokenizer = published(tmp_path / "theirs", kind)
+    rewrite(tmp_path / "theirs" / "config.json", forced_eos_token_id=2)
+    luban.import_model(tmp_path / "theirs", tmp_path / "ours")
+    predictor = load(tmp_path / "ours")
+    (found,) = predictor.predict([{"text": TEXTS[0]}], generation={"max_tokens": 6})
+    ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    assert tokenizer.decode(whole[0, 1:], skip_special_tokens=True) == found["written"]
+    assert pair_of(predictor.model).forced_last is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_import_predict_evaluate_and_export(kind: str, tmp_path: Path, luban: Luban) -> None:
     model, tokenizer = published(tmp_path / "theirs", kind)

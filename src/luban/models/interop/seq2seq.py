@@ -90,10 +90,12 @@ def _read(found: Checkpoint, kind: str, options: dict[str, Any]) -> dict[str, An
 
 def edges_of(config: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return the tokens that texts begin and end with (`start`, `forced_first`, `forced_last`): from generation_config.json, or
-    where it is missing, or there is no directory, from the config."""
+    where it is missing, or there is no directory, from the config. A file that names no forced token has none, whatever the config
+    says: `generate` reads the file alone."""
     both = dict(config)
     if folder is not None and (path := folder / "generation_config.json").is_file():
         try:
+            both |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
             both |= json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RecipeError(f"'{path}' cannot be read: {' '.join(str(error).split())[:120]}") from None
