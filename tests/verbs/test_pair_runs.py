@@ -17,7 +17,9 @@ from tokenizers import processors
 
 import luban
 from luban.models._decoding import pair_of
+from luban.models.huggingface import HuggingFace
 from luban.predict import load
+from luban.recipe import Section
 from tiny_case import Luban
 
 transformers = pytest.importorskip("transformers")
@@ -83,6 +85,18 @@ def test_a_generation_config_without_forced_tokens_has_none(
     whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
     assert tokenizer.decode(whole[0, 1:], skip_special_tokens=True) == found["written"]
     assert pair_of(predictor.model).forced_last is None
+
+
+def test_new_weights_are_forced_to_no_token_of_a_tokenizer_that_is_not_theirs() -> None:
+    options = {"type": "huggingface", "task": "seq2seq"}
+    family = Section("models").parse({**options, "config": {"model_type": "pegasus"}})
+    assert isinstance(family, HuggingFace)
+    assert (family.forced_first, family.forced_last) == (None, None)
+    family = Section("models").parse(
+        {**options, "config": {"model_type": "pegasus", "forced_eos_token_id": 5}}
+    )
+    assert isinstance(family, HuggingFace)
+    assert family.forced_last == 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

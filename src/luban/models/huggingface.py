@@ -359,7 +359,10 @@ class HuggingFace(Family):
 def _edges_of(path: str | None, config: dict[str, Any]) -> dict[str, Any]:
     """Return the tokens that texts begin and end with, by the names of the options: as a directory says, or a configuration alone."""
     if path is None:
-        return edges_of(with_defaults(config), None)
+        # Tokens that a class forces are those of a published tokenizer, and with new weights the tokenizer is another.
+        known = with_defaults(config)
+        forced = {key: config.get(key) for key in ("forced_bos_token_id", "forced_eos_token_id")}
+        return edges_of({**known, **forced}, None)
     found = open_checkpoint(path)
     if found.kind == "luban":
         return {key: found.config["model"].get(key) for key in _EDGES}
