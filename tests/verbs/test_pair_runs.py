@@ -45,14 +45,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "pegasus": {**BART, "forced_eos_token_id": 2},
 }
 
+LANGUAGE = 10  # the token of the language that texts are read in, where another one is forced
+
 
 def published(folder: Path, kind: str) -> tuple[Any, Any]:
-    """Save a model and its tokenizer, which closes texts as T5's does; return both."""
+    """Save a model and its tokenizer, which closes texts as T5's does, and opens them with a language where another one is written;
+    return both."""
     torch.manual_seed(0)
     tokenizer = byte_pairs("roberta")
-    end = ("</s>", tokenizer.eos_token_id)
+    frame = [("</s>", tokenizer.eos_token_id)]
+    opening = ""
+    if "forced_bos_token_id" in KINDS[kind]:
+        opening = tokenizer.convert_ids_to_tokens(LANGUAGE)
+        frame.append((opening, LANGUAGE))
     tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[end]
+        single=f"{opening} $A </s>".strip(), special_tokens=frame
     )
     ids = {role: getattr(tokenizer, role) for role in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = transformers.AutoConfig.for_model(
@@ -111,8 +118,12 @@ def test_import_predict_evaluate_and_export(kind: str, tmp_path: Path, luban: Lu
     # As probable as there, and written as there.
     rows = [{"text": text, "written": other} for text, other in itertools.pairwise(TEXTS)]
     scores = predictor.replay(rows)
+    first = KINDS[kind].get("forced_bos_token_id")
     for row, found in zip(rows, scores, strict=True):
         ids, labels = (torch.tensor([tokenizer(row[name])["input_ids"]]) for name in ("text", "written"))
+        if first is not None:  # the language that is written opens what is scored, not the one that is read
+            assert labels[0, 0] == LANGUAGE
+            labels[0, 0] = first
         with torch.no_grad():
             start = torch.tensor([[model.generation_config.decoder_start_token_id]])
             logits = model(input_ids=ids, decoder_input_ids=torch.cat([start, labels[:, :-1]], 1)).logits

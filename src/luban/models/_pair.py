@@ -13,7 +13,7 @@ from luban.models._encoders import is_sequence
 from luban.models._network import Family
 from luban.recipe import Data
 
-__all__ = ["Token", "new_tokenizer", "texts_of", "written_of"]
+__all__ = ["Token", "new_tokenizer", "opened_by", "texts_of", "written_of"]
 
 Token = Annotated[int, Option(ge=0)]
 
@@ -48,6 +48,12 @@ def new_tokenizer(text: Text) -> dict[str, Any]:
         # Else blanks are lost, and what is written is not what was meant.
         options |= {"byte_fallback": True, "normalize": "none"}
     return options
+
+
+def opened_by(first: int | None, text: Text) -> dict[str, Any]:
+    """Return the options by which a text that is written begins with the token that it is made to begin with: else a model would be
+    taught another beginning, and measured by it, than it ever writes."""
+    return {} if first is None or "opening" in text.model_fields_set else {"opening": first}
 
 
 def written_of(family: Family, spec: Spec) -> tuple[str, Field]:

@@ -33,7 +33,7 @@ from luban.models._foreign_pair import ForeignPair, lengths_of, with_defaults
 from luban.models._layers import Count, Rate
 from luban.models._low_rank import merging
 from luban.models._network import TOKENS, Family, Network
-from luban.models._pair import Token, new_tokenizer, texts_of, written_of
+from luban.models._pair import Token, new_tokenizer, opened_by, texts_of, written_of
 from luban.models.interop.checkpoint import located, open_checkpoint
 from luban.models.interop.seq2seq import edges_of
 from luban.recipe import Data
@@ -213,6 +213,7 @@ class HuggingFace(Family):
         elif one.tokenizer is None:
             wanted[source] |= new_tokenizer(one)
         wanted[target]["max_length"] = min(_LONGEST, self.longest_written or _LONGEST)
+        wanted[target] |= opened_by(self.forced_first, other)
         if not {"like", "tokenizer", "tokens"} & other.model_fields_set:
             wanted[target]["like"] = source
         said: list[str] = []

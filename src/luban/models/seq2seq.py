@@ -34,7 +34,7 @@ from luban.models._encoders import Encoder, is_sequence, read_ragged
 from luban.models._language import Language, LanguageEncoder
 from luban.models._layers import Activation, Count, Positive, pooled
 from luban.models._network import Network
-from luban.models._pair import Token, new_tokenizer, texts_of, written_of
+from luban.models._pair import Token, new_tokenizer, opened_by, texts_of, written_of
 from luban.recipe import Data
 from luban.registry import register
 
@@ -161,6 +161,8 @@ class Seq2Seq(Language):
             text = columns[column]
             assert isinstance(text, Text)
             options = self._options_of(text)
+            if column == target:
+                options |= opened_by(self.forced_first, text)
             columns[column] = type(text).model_validate(
                 {**{key: getattr(text, key) for key in text.model_fields_set}, **options}
             )

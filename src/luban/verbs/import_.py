@@ -120,7 +120,8 @@ def import_model(
         processor, target = _target(checkpoint), target or "label"
     elif task == "seq2seq":
         limit = family.longest_written if isinstance(family, HuggingFace) else text.max_length
-        processor, target = _written(text, column, limit), target or "written"
+        opening = getattr(family, "forced_first", None)
+        processor, target = _written(text, column, limit, opening), target or "written"
     targets = {} if processor is None or target is None else {target: processor}
     pipeline = Pipeline({column: text}, targets)
     spec = pipeline.spec
@@ -314,10 +315,10 @@ def _text(family: Language | HuggingFace, checkpoint: Checkpoint) -> Text:
     return text
 
 
-def _written(text: Text, column: str, limit: int | None) -> Text:
+def _written(text: Text, column: str, limit: int | None, opening: int | None) -> Text:
     """Return what holds texts that are written, of at most so many tokens, with the tokenizer of those that are read; each ends with
-    an end token."""
-    written = Text(like=column, end=text.end_id is not None, max_length=limit)
+    an end token, and begins with the one that it is made to begin with, if any."""
+    written = Text(like=column, end=text.end_id is not None, max_length=limit, opening=opening)
     written.share(text)
     return written
 

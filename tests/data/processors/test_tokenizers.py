@@ -191,6 +191,18 @@ def test_what_stands_around_a_text_stays_when_it_is_cut() -> None:
     assert tokens(fitted(tokens="char", special=True, end=True), "ab") == ["[CLS]", "a", "b", "[SEP]"]
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_another_token_opens_texts_that_are_written_in_another_language(special: bool) -> None:
+    plain = fitted(tokens="char", special=special)
+    number = plain.trained.token_to_id("b")
+    processor = fitted(tokens="char", special=special, opening=number)
+    closing = ["[SEP]"] if special else []
+    assert tokens(processor, "ac") == ["b", "a", "c", *closing]
+    assert processor.places(["ac"])[0][:2] == [(0, 0), (0, 1)]
+    with pytest.raises(DataError, match="opening is 9999, and the tokenizer has"):
+        fitted(tokens="char", opening=9999)
+
+
 def test_a_prompt_is_opened_but_not_closed() -> None:
     processor = fitted(tokens="char", special=True, max_length=2)
     assert [processor.trained.id_to_token(i) for i in processor.prompt_ids("abc")] == ["[CLS]", "a", "b", "c"]

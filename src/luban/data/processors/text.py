@@ -75,6 +75,9 @@ class Text(Processor):
     """Whether [CLS] and [SEP] are put around each text; they stay where a text is cut."""
     end: bool = False
     """Whether an end-of-text token closes each text that is not cut: <|endoftext|> for bpe, else [SEP]. For language models."""
+    opening: Annotated[int, Option(ge=0)] | None = None
+    """Number of the token that opens each text, in the place of those that the tokenizer puts there: of texts that are written in
+    another language than they are read (M2M100, NLLB, mBART-50)."""
     bytes: bool = False
     """Whether a field ``bytes`` holds the length in UTF-8 of what was encoded of each text, for losses per byte."""
 
@@ -178,7 +181,8 @@ class Text(Processor):
     def frame(self) -> tuple[list[int], list[int]]:
         """Numbers of the tokens that stand before and after each text."""
         framed = self._framed or self.special or self.tokenizer is not None
-        return self._frame() if framed else ([], [])
+        before, after = self._frame() if framed else ([], [])
+        return before if self.opening is None else [self.opening], after
 
     # --- fitting -----------------------------------------------------------------------------------------
 
@@ -228,6 +232,10 @@ class Text(Processor):
         ready.tokenizer.no_truncation()
         self._ready, self._encoder = ready, None
         self._size = 1 + max(ready.tokenizer.get_vocab().values())  # there may be gaps
+        if self.opening is not None and self.opening >= self._size:
+            raise DataError(
+                f"opening is {self.opening}, and the tokenizer has {self._size:,} tokens, numbered from 0; give the number of one of them"
+            )
 
     def files(self) -> list[Path]:
         """Return the files that a named tokenizer is read from: other files are another encoding."""
