@@ -114,9 +114,9 @@ PROCESSORS: Cases = {
     "image": {"height": 3, "width": 3, "channels": 3, "resize": ({"height": 6, "width": 3}, "fit"), "normalize": "zscore"},
     "number": {"normalize": "log", "missing": "median", "indicator": False}, "set": {"separator": ",", "min_count": 2, "max_size": 1, "threshold": 0.9},
     "text": {"tokens": "word", "tokenizer": "tokenizer.json", "vocabulary": 16, "min_count": 1, "max_length": 2, "lowercase": False, "special": True,
-        "normalize": "none", "digits": ({"tokens": "word"}, "single"), "byte_fallback": True, "end": True, "bytes": True, "like": "other"},
+        "normalize": "none", "digits": ({"tokens": "word"}, "single"), "byte_fallback": True, "end": True, "bytes": True, "like": "other", "opening": 3},
     "chat": {"tokens": "word", "tokenizer": "tokenizer.json", "vocabulary": 16, "min_count": 1, "max_length": 24, "lowercase": False, "special": True,
-        "normalize": "none", "digits": ({"tokens": "word"}, "single"), "byte_fallback": True, "end": True, "bytes": True, "like": "other", "template": "plain"},
+        "normalize": "none", "digits": ({"tokens": "word"}, "single"), "byte_fallback": True, "end": True, "bytes": True, "like": "other", "opening": 3, "template": "plain"},
     "vector": {"normalize": "minmax"},
 }  # fmt: skip
 COLUMNS: dict[str, Any] = {"columns": ["other"]}

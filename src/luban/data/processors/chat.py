@@ -134,6 +134,7 @@ class Chat(Text):
     @model_validator(mode="after")
     def _no_frame(self) -> Self:
         given = [key for key in ("special", "end", "like") if getattr(self, key)]
+        given += [] if self.opening is None else ["opening"]
         if given:
             raise ValueError(
                 f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for plain texts: in a conversation the template says where "
