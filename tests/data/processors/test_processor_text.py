@@ -66,8 +66,11 @@ def test_gaps_and_empty_texts_have_no_tokens(kind: str) -> None:
 def test_two_fits_of_the_same_texts_are_equal(kind: str) -> None:
     generator = np.random.default_rng(0)
     texts = ["".join(generator.choice(list("abcdefgh 好评差"), 30)) for _ in range(200)]
-    states = {json.dumps(fitted(texts, tokens=kind, min_count=2).state()) for _ in range(4)}
-    assert len(states) == 1
+    # More characters seen equally often than an alphabet holds, and symbols inside words.
+    rare = [chr(0x4E00 + i) for i in range(400)] + [f"{a}℃{b}" for a in "abcdefgh" for b in "stuvwxyz"]
+    for values in (texts, rare * 2):
+        states = {json.dumps(fitted(values, tokens=kind, min_count=2).state()) for _ in range(4)}
+        assert len(states) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,8 +11,6 @@ What survives ``decode(encode(text))``, as far as no special token stands in the
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
@@ -32,7 +30,6 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 """Names of the tokens that stand for bytes, as SentencePiece has them."""
-_IDEOGRAPH = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"  # each a word of its own
 
 
 @dataclass(frozen=True)
@@ -188,13 +185,14 @@ def _train_wordpiece(texts: list[str], how: Training) -> Tokenizer:
             [pre_tokenizers.Digits(individual_digits=True), trained.pre_tokenizer]
         )
     trained.normalizer = _normalizer(how)
-    # By default a thousand characters are known: too few for Chinese.
+    alphabet, inner = _characters(texts, trained, how)
     trainer = trainers.WordPieceTrainer(
         vocab_size=how.vocabulary,
         min_frequency=how.min_count,
-        limit_alphabet=max(100, how.vocabulary * 3 // 4),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
-        special_tokens=[*SPECIAL, *_inner_characters(texts, how)],
+        special_tokens=[*SPECIAL, *(f"##{c}" for c in inner)],
     )
     trained.train_from_iterator(texts, trainer)
     # The inner characters were special for the trainer only.
@@ -205,18 +203,27 @@ def _train_wordpiece(texts: list[str], how: Training) -> Tokenizer:
     return tokenizer
 
 
-def _inner_characters(texts: list[str], how: Training) -> list[str]:
-    """Return ``##c`` for what may go on inside a word.
+def _characters(texts: list[str], trained: Tokenizer, how: Training) -> tuple[list[str], list[str]]:
+    """Return the characters that words are made of, and those of them that go on inside a word.
 
-    The trainer of word pieces numbers these in random order, which also decides ties between pairs; given to it in order
-    as special tokens, they make two fits of the same texts equal.
+    The trainer of word pieces chooses between characters of the same count at random, and numbers inner ones in random order, which
+    decides ties between pairs too. Given an alphabet, and inner characters as special tokens in order, it makes the same of the
+    same texts. By default it knows a thousand characters: too few for Chinese.
     """
-    seen: Counter[str] = Counter()
+    chunks: Counter[str] = Counter()
     for text in texts:
-        text = unicodedata.normalize("NFKC", text)
-        seen.update(text.lower() if how.lowercase else text)
-    inner = [c for c in seen if unicodedata.category(c)[0] in "LMN" and not re.match(_IDEOGRAPH, c)]
-    return sorted(f"##{c}" for c in sorted(inner, key=lambda c: (-seen[c], c))[:1000])
+        chunks.update(trained.normalizer.normalize_str(text).split())
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word, _ in trained.pre_tokenizer.pre_tokenize_str(chunk):
+            words[word] += count
+    seen: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            seen[character] += count
+    often = sorted(seen, key=lambda c: (-seen[c], c))[: max(100, how.vocabulary * 3 // 4)]
+    inner = set(chain.from_iterable(word[1:] for word in words))
+    return often, sorted(inner.intersection(often))
 
 
 def _train_unigram(texts: list[str], how: Training) -> Tokenizer:
