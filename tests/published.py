@@ -43,13 +43,17 @@ NAMES = {
 def wordpiece() -> Any:
     """BERT's kind, uncased."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=names, show_progress=False)
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in TEXTS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    # Made, not trained: the library's trainer of word pieces makes another vocabulary each time.
+    pieces = [*{c for word in words for c in word}, *{f"##{c}" for word in words for c in word[1:]}]
+    pieces += {word[:size] for word in words for size in (2, 4) if len(word) >= size}
+    tokenizer = Tokenizer(
+        models.WordPiece({name: i for i, name in enumerate([*names, *sorted(pieces)])}, unk_token="[UNK]")
     )
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(names)
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     roles = dict(zip(("pad", "unk", "cls", "sep", "mask"), names, strict=True))

@@ -327,12 +327,13 @@ class Speaker:
     def _filled(self, text: str) -> dict[str, Any]:
         fills = self.fill(text)
         mask = str(self.text.trained.id_to_token(self.text.mask_id or 0))
-        for best in fills:
-            text = text.replace(mask, best[0][0], 1)
-        return {"filled": text, "fills": [_by_text(best) for best in fills]}
+        first, *others = text.split(mask)
+        likely = [best[0][0] for best in fills] + [mask] * len(others)  # of masks behind a cut nothing is known
+        filled = first + "".join(map("".join, zip(likely, others, strict=False)))
+        return {"filled": filled, "fills": [_by_text(best) for best in fills]}
 
     def fill(self, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
-        """Return, for each mask in a text, the k most probable tokens and their probabilities."""
+        """Return, for each mask in a text, the k most probable tokens, special ones by their names, and their probabilities."""
         ids = self.text.encode_texts([text])["ids"]
         assert isinstance(ids, Flat)
         places = torch.from_numpy(np.flatnonzero(ids.values == self.text.mask_id))
@@ -344,7 +345,7 @@ class Speaker:
             shares = self.module(batch)[f"{self.column}.tokens"].logits().softmax(1)
         best = shares.topk(min(k, shares.shape[1]))
         return [
-            [(self.text.decode_ids([i]), p) for i, p in zip(row, values, strict=True)]
+            [(self.text.decode_ids([i], skip_special=False), p) for i, p in zip(row, values, strict=True)]
             for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 

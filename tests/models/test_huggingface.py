@@ -135,19 +135,19 @@ def test_it_may_read_one_column_of_several(recipe: dict[str, Any], tmp_path: Pat
 
 
 def test_code_that_lies_beside_weights_is_never_run(tmp_path: Path) -> None:
-    publish(tmp_path, "electra")
+    _, tokenizer = publish(tmp_path, "electra")
     (tmp_path / "modeling.py").write_text("raise SystemExit('it ran')")
     auto = {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"}
     rewrite(tmp_path / "config.json", auto_map=auto)
     model = model_of(**{"from": str(tmp_path)})
     assert "auto_map" not in (model.config or {})
-    model.load_pretrained(model.build(spec(100)))
+    model.load_pretrained(model.build(spec(len(tokenizer))))
     rewrite(tmp_path / "config.json", auto_map=auto, model_type="mine")
     with pytest.raises(
         RecipeError,
         match=r"has no architecture 'mine'; code that lies beside somebody's weights is never run",
     ):
-        model_of(**{"from": str(tmp_path)}).build(spec(100))
+        model_of(**{"from": str(tmp_path)}).build(spec(len(tokenizer)))
 
 
 def test_without_transformers(

@@ -219,7 +219,7 @@ def test_every_verb_takes_it(rows: Path, tmp_path: Path, luban: Luban) -> None:
     ran = luban("audit", ours, tmp_path / "three.csv", "--by", "shop", "--only", "fairness", "--json")
     assert ran.code == 0, ran.err
 
-    ran = trained(luban, rows, tmp_path / "tuned", {"from": str(ours)})
+    ran = trained(luban, rows, tmp_path / "tuned", {"from": str(ours)}, train={"steps": 120})
     assert ran.code == 0, ran.err
     assert "new weights" not in ran.err
     tuned = load(tmp_path / "tuned")
