@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def settled(folder: Path) -> None:
     """Wait until no build is under way."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while list(folder.glob("*.building")):
         assert time.monotonic() < deadline, "the build does not end"
         time.sleep(0.02)

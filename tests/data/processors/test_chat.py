@@ -320,7 +320,7 @@ def test_a_strangers_template_can_neither_fill_the_memory_nor_loop_for_ever(atta
         assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert len(str(error.value)) < 120
     assert "\n" not in str(error.value)
 

@@ -653,7 +653,7 @@ def test_what_was_built_meanwhile_is_taken_and_checked(
         monkeypatch.setattr(_words.NATIVE, key, None)
     encoder = Encoder(ENCODERS[name])
     assert rows(encoder.encode(TEXTS)) == rows(encoder.plain(TEXTS))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while _words.NATIVE.library() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert _words.NATIVE.library() is not None
