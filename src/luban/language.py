@@ -328,7 +328,8 @@ class Speaker:
         fills = self.fill(text)
         mask = str(self.text.trained.id_to_token(self.text.mask_id or 0))
         first, *others = text.split(mask)
-        likely = [best[0][0] for best in fills] + [mask] * len(others)  # of masks behind a cut nothing is known
+        likely = [best[0][0] for best in fills]
+        likely += [mask] * len(others)  # of those behind a cut nothing is known
         filled = first + "".join(map("".join, zip(likely, others, strict=False)))
         return {"filled": filled, "fills": [_by_text(best) for best in fills]}
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
 
 from luban import native
 from luban.data.ragged import Ragged
-from luban.models import _kernels
+from luban.models import _kernels, _settled
 from luban.models._attention import plan
 from luban.models._core import Block, Core, Shape
 from luban.models._settled import Settled, _known, settled
+from luban.predict import load
+from luban.verbs.train import train
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no compiler")
 
@@ -25,6 +29,7 @@ LENGTHS = (40, 33, 7, 1, 20, 20, 0, 64)
 def with_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kernels.NATIVE, "_chosen", None)
     monkeypatch.setattr(_kernels.NATIVE, "_automatic", None)
+    monkeypatch.setattr(_settled, "_WORTH", 1)
     _kernels.use("native")
     library = _kernels.NATIVE.library()
     assert library is not None
@@ -112,6 +117,27 @@ def test_a_settled_block_is_the_block(options: dict[str, Any]) -> None:
             assert torch.equal(core(inputs), ours)
     assert near(ours, states)
     assert near(own_gradient, gradient)
+
+
+def test_weights_are_laid_out_where_it_pays_and_for_the_way_back_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core, inputs = core_of(), texts()
+    with settled(), torch.no_grad():
+        monkeypatch.setattr(_settled, "_WORTH", len(inputs.values) + 1)
+        few = core(inputs)
+        assert not known()
+        monkeypatch.setattr(_settled, "_WORTH", len(inputs.values))
+        assert near(core(inputs), few)
+        (first, *_) = known()
+        assert first is not None
+        before = len(first._kept)
+        with settled(), torch.enable_grad():  # what is made of weights is kept until the outer end
+            assert near(passed(core, inputs)[0], few)
+        assert known()[0] is first
+        assert len(first._kept) == before + 6
+        core(inputs)
+        assert len(first._kept) == before + 6
 
 
 def test_a_number_in_one_row_changes_no_other() -> None:
@@ -308,3 +334,28 @@ def test_weights_that_learn_get_the_gradients_of_keys_and_values() -> None:
     assert isinstance(last, Block)
     assert last.attention.k.weight.grad is not None
     assert last.attention.v.weight.grad is not None
+
+
+def test_rows_are_predicted_on_settled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{'good' if i % 2 else 'bad'} {'work ' * (i % 7)}" for i in range(200)]
+    pl.DataFrame({"text": texts, "label": ["up", "down"] * 100}).write_csv(tmp_path / "rows.csv")
+    recipe = f"""\
+data: {{train: {tmp_path}/rows.csv, inputs: {{text: text}}, targets: {{label: category}}}}
+model: {{type: bert, layers: 2, hidden_size: 64, heads: 4, intermediate: 64}}
+train: {{steps: 3, device: cpu, precision: fp32}}
+"""
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    passes = []
+    forward = Settled.__call__
+    monkeypatch.setattr(
+        Settled, "__call__", lambda self, x, rows: passes.append(len(x)) or forward(self, x, rows)
+    )
+    train(tmp_path / "recipe.yaml", output=tmp_path / "model")
+    assert passes, "so is a validation pass"
+    predictor = load(tmp_path / "model")
+    passes.clear()
+    ours = predictor.predict([{"text": text} for text in texts])
+    assert passes
+    _kernels.use("torch")
+    for one, other in zip(ours, predictor.predict([{"text": text} for text in texts]), strict=True):
+        assert one["label.scores"] == pytest.approx(other["label.scores"], abs=1e-5)

@@ -1,6 +1,6 @@
 """Blocks whose weights stay as they are for a while, each as one function forward and one backward, by Luban's own code.
 
-To explain a row a block is passed hundreds of times, forward and backward, and its weights are only read. Within `settled` they
+To predict many rows, or to explain one, a block is passed again and again, and its weights are only read. Within `settled` they
 are laid out once as the products read them; gradients are those of the input alone; and a tile of tokens goes through norms,
 products and activation before the next one does (`_settled.cpp`). For blocks as BERT has them (Devlin et al., 2018): attention
 of each row to itself, norms behind the parts, GELU.
@@ -25,13 +25,16 @@ __all__ = ["Parts", "Settled", "bare", "hooked", "is_settled", "settled", "settl
 _NARROWEST = 16
 """Columns of a panel, without which a vector is so narrow that the BLAS, which goes by the processor, is quicker."""
 
+_WORTH = 256
+"""Tokens of a pass from which on laying out the weights is quicker than doing without, measured for widths of 384 and 768."""
+
 _known: ContextVar[dict[nn.Module, Settled | None] | None] = ContextVar("settled", default=None)
 
 
 @contextmanager
 def settled() -> Iterator[None]:
     """Promise that no weight of any model changes within the block, so that what is made of weights may be kept until its end."""
-    token = _known.set({})
+    token = _known.set({} if (known := _known.get()) is None else known)
     try:
         yield
     finally:
@@ -100,6 +103,8 @@ def settled_block(block: nn.Module, parts: Parts, x: Tensor) -> Settled | None:
     if torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters()):
         return None
     if block not in known:
+        if len(x) < _WORTH:
+            return None
         known[block] = Settled(parts) if _fits(block, parts) else None
     return known[block]
 
@@ -148,7 +153,7 @@ class Settled:
         self._inner, self._keys, self._hidden = len(q[0]), len(k[0]), len(up[0])
         wide, wide_bias = (torch.cat(same) for same in zip(q, k, v, strict=True))
         forward = {"wide": (wide, wide_bias), "out": out, "up": up, "down": down}
-        backward = {"q": q, "k": k, "v": v, "out": out, "up": up, "down": down}
+        self._backward = {"q": q, "k": k, "v": v, "out": out, "up": up, "down": down}
         self._structure = _Settled(
             width=wide.shape[1],
             inner=self._inner,
@@ -158,7 +163,6 @@ class Settled:
             second=self._norm(parts.second),
             **{name: self._packed(weight.T) for name, (weight, _) in forward.items()},
             **{f"{name}_bias": self._stays(bias) for name, (_, bias) in forward.items()},
-            **{f"{name}_back": self._packed(weight) for name, (weight, _) in backward.items()},
         )
 
     def __call__(self, x: Tensor, rows: Rows) -> Tensor:
@@ -206,6 +210,9 @@ class Settled:
 
     def kept(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return room for what the gradient needs: normalised values and inverse deviations of both norms, and slopes."""
+        while self._backward:  # weights are laid out for the way back too, the first time that there is one
+            name, (weight, _) = self._backward.popitem()
+            setattr(self._structure, f"{name}_back", self._packed(weight))
         norm = torch.empty_like(x), x.new_empty(len(x))
         other = torch.empty_like(x), x.new_empty(len(x))
         return *norm, *other, x.new_empty(len(x), self._hidden)

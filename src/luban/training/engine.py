@@ -21,6 +21,7 @@ from luban.data.batch import Batch, rows_in
 from luban.data.loader import ROW, Loader
 from luban.data.ragged import Ragged
 from luban.errors import DivergenceError
+from luban.models._settled import settled
 from luban.objectives._base import Objective
 from luban.sentences import say
 from luban.training.callbacks._base import Callback
@@ -245,7 +246,7 @@ class Engine:
         totals: dict[str, tuple[Tensor, Tensor, float]] = {}
         scorer = self.scorer() if self.scorer is not None else None
         model.eval()
-        with torch.no_grad(), self.step.arithmetic():
+        with torch.no_grad(), self.step.arithmetic(), settled():
             for batch in self.validation.batches(0):
                 outputs = _Recorded(model, batch)
                 for name, part in compute_losses(self.step.objectives, outputs, batch).items():
