@@ -57,7 +57,7 @@ def artefact(folder: Path) -> Path:
     recipe = {
         "data": data,
         "model": {"type": "mlp", "size": "tiny"},
-        "train": {"epochs": 8, "batch_size": 32},
+        "train": {"epochs": 24, "batch_size": 32},
     }
     luban.train(recipe, output=folder / "model")
     return folder / "model"

@@ -386,7 +386,7 @@ RECIPE: dict[str, Any] = {
     },
     "objective": {"type": "seq2seq", "label_smoothing": 0.05},
     "train": {
-        "epochs": 8,
+        "epochs": 12,
         "batch_size": 32,
         "device": "cpu",
         "precision": "fp32",

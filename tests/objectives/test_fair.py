@@ -139,8 +139,8 @@ def test_what_cannot_be_fair_is_refused(
 
 def test_the_recipe_says_which_rows_are_whose(tmp_path: Path) -> None:
     """A group that is no input is known to the objective and unknown to the model."""
-    rows = people(1500)
-    gone = pl.Series(np.random.default_rng(0).random(1500) < 0.7) & (rows["group"] == "b")
+    rows = people(4000)
+    gone = pl.Series(np.random.default_rng(0).random(4000) < 0.7) & (rows["group"] == "b")
     label = pl.select(pl.when(gone).then(pl.lit("no")).otherwise(rows["label"])).to_series()
     rows = rows.with_columns(label.alias("label"), (pl.col("group") == "b").cast(pl.Float64).alias("shade"))
     data = {"inputs": {"skill": "number", "shade": "number"}}

@@ -189,7 +189,7 @@ def trained(folder: Path, luban: Luban, options: dict[str, Any], name: str = "ou
 
 def test_it_is_tuned_and_its_artefact_needs_nothing_else(tmp_path: Path, luban: Luban) -> None:
     options = recipe(tmp_path, "t5 1.1")
-    options["train"] |= {"steps": 60, "optimizer": {"type": "adamw", "learning_rate": 1e-2}}
+    options["train"] |= {"steps": 100, "optimizer": {"type": "adamw", "learning_rate": 1e-2}}
     ours = trained(tmp_path, luban, options)
     shutil.move(tmp_path / "theirs", tmp_path / "gone")
     shutil.move(ours, tmp_path / "moved")
