@@ -5,8 +5,10 @@ Each raises `AssertionError` with a sentence that says which promise is broken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from luban.data.ragged import Ragged
 from luban.models._base import Model
 from luban.objectives._base import Loss, Objective, TargetFacts
 from luban.recipe import Section
+from luban.training.checkpoint import join, split
 
 if TYPE_CHECKING:
     import polars as pl
@@ -208,8 +211,6 @@ def check_processor(processor: Processor, values: pl.Series, targets: bool = Fal
     Example:
         >>> check_processor(lookup("processors", "number")(), pl.Series(["1", "2", None, "x"]), targets=True)      # doctest: +SKIP
     """
-    import json
-
     import numpy as np
     import polars as pl
 
@@ -272,8 +273,6 @@ def check_processor(processor: Processor, values: pl.Series, targets: bool = Fal
 
 
 def _check_target(processor: Processor, values: pl.Series) -> None:
-    import json
-
     import numpy as np
     import polars as pl
 
@@ -411,19 +410,28 @@ def _check_same(left: Encoded, right: Encoded, message: str) -> None:
 
 
 def check_objective(
-    objective: Objective, targets: Mapping[str, TargetFacts], outputs: Mapping[str, Tensor], batch: Batch
+    objective: Objective,
+    targets: Mapping[str, TargetFacts],
+    outputs: Mapping[str, Tensor],
+    batch: Batch,
+    *,
+    model: nn.Module | None = None,
 ) -> None:
     """Check what the engine relies on in an objective.
 
     The options survive the recipe; totals are sums and counts are what `count` says without a forward pass; both add up over
     the parts of a batch where rows are independent, whatever the order of the rows; the loss is finite and its gradient reaches
-    the outputs.
+    the outputs; figures are announced by `describe` before there are any. What the objective learns itself goes through a
+    checkpoint: another one that began and took it back has the same losses, and goes on to have them; and the model's weights
+    are left to the optimizer.
 
     Args:
-        objective: the options.
+        objective: the options; its `groups` were asked for, if it knows any.
         targets: the facts of the targets of `batch`, by column.
         outputs: what a model returned for the batch, by name, (B, width).
         batch: at least three rows.
+        model: what `begin` looks at and `forward` runs; if left out, one whose parameters are the outputs, and `losses` is given
+            these.
 
     Raises:
         AssertionError: if a promise is broken.
@@ -435,6 +443,9 @@ def check_objective(
         f"the options change when a recipe is written and read: {objective!r} became {parsed!r}"
     )
     objective.setup(targets)
+    given, fresh = _Given(outputs), deepcopy(objective)
+    with _own_randomness():
+        objective.begin(given if model is None else model)
     leaves = {name: value.detach().clone().requires_grad_() for name, value in outputs.items()}
     whole = _check_parts(objective, leaves, batch)
     torch.stack([loss.total for loss in whole.values()]).sum().backward()
@@ -451,6 +462,10 @@ def check_objective(
         for piece in pieces
     ]
     _check_sums(whole, parts)
+    if model is None:
+        _check_learnt(objective, fresh, given, lambda one: one.losses(given(batch), batch))
+    else:
+        _check_learnt(objective, fresh, model, lambda one: one.forward(model, batch))
 
 
 def check_language_objective(
@@ -458,7 +473,7 @@ def check_language_objective(
 ) -> None:
     """Check what the engine relies on in an objective that makes its targets of a text's own tokens.
 
-    As `check_objective`; and what it does to a batch follows from the generator alone and leaves the tensors of the batch as
+    As `check_objective`, checkpoints included; and what it does to a batch follows from the generator alone and leaves the tensors of the batch as
     they were, makes the fields that were announced, and is over once the batch is made: the rows of a batch that was changed
     may be told apart again.
 
@@ -504,7 +519,8 @@ def check_language_objective(
         _check_equal(_all_plain(batch), before, "collate() changes tensors of the batch in place")
         missing = made.keys() - changed.keys()
         assert not missing, f"bind() announces {', '.join(missing)}, which collate() does not make"
-        module = _build(model, spec).eval()
+        module, fresh = _build(model, spec).eval(), deepcopy(objective)
+        objective.begin(module)
         whole = _check_parts(objective, module(changed), changed)
         torch.stack([loss.total for loss in whole.values()]).sum().backward()
         reached = [p.grad for p in module.parameters() if p.grad is not None and bool(p.grad.any())]
@@ -517,6 +533,7 @@ def check_language_objective(
             own = _rows_of(changed, piece)
             parts.append(objective.losses(module(own), own))
         _check_sums(whole, parts)
+        _check_learnt(objective, fresh, module, lambda one: one.losses(module(changed), changed))
         if weighted:
             del changed["row.weight"]
             alone = [_rows_of(changed, torch.tensor([row])) for row in range(rows_in(changed))]
@@ -525,6 +542,71 @@ def check_language_objective(
                 for name, one in found.items():
                     found[name] = replace(one, total=row * one.total, count=row * one.count)
             _check_sums(whole, each)  # a row of weight 2 is that row twice
+
+
+class _Given(nn.Module):
+    """A model whose outputs are its parameters."""
+
+    def __init__(self, outputs: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = [*outputs]
+        self.outputs = nn.ParameterList(value.detach().clone() for value in outputs.values())
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.outputs, strict=True))
+
+
+def _check_learnt(
+    objective: Objective, fresh: Objective, model: nn.Module, losses: Callable[[Objective], dict[str, Loss]]
+) -> None:
+    """What an objective that began has learnt survives a checkpoint; `fresh` is the same one before it began."""
+    weights = deepcopy(model.state_dict())
+    for _ in range(2):
+        _learn(objective, model, losses)
+    tensors: dict[str, Tensor] = {}
+    try:
+        skeleton = json.dumps(split(objective.state(), tensors))
+    except TypeError as error:
+        raise AssertionError(f"state() returns what no checkpoint holds: {error}") from None
+    saved = join(json.loads(skeleton), {name: value.clone() for name, value in tensors.items()})
+    with _own_randomness():
+        fresh.begin(model)
+    fresh.restore(saved)
+    for when in ("after restore()", "one update after restore()"):
+        told, again = (_told(one, losses) for one in (objective, fresh))
+        _check_equal(told, again, f"{when} the loss is another: state() or restore() leaves something out")
+        for one in (objective, fresh):
+            _learn(one, model, losses)
+    _check_equal(model.state_dict(), weights, "the objective changes the weights of the model")
+    means = {f"{name}.loss": 0.5 for name in losses(objective)}
+    announced, figures = objective.describe({}), objective.describe({**means, "loss": 0.5})
+    assert announced.keys() == figures.keys(), (
+        f"describe() names {[*figures]}, but without figures {[*announced]}, which train.metric may name"
+    )
+
+
+def _learn(objective: Objective, model: nn.Module, losses: Callable[[Objective], dict[str, Loss]]) -> None:
+    """Do with an objective what an update does; the weights of the model stay as they are."""
+    with _own_randomness():
+        torch.manual_seed(0)
+        parts = losses(objective).values()
+    torch.stack([part.weight * part.total / part.count.clamp(min=1e-12) for part in parts]).sum().backward()
+    model.zero_grad(set_to_none=True)
+    objective.after_update()
+
+
+def _told(objective: Objective, losses: Callable[[Objective], dict[str, Loss]]) -> dict[str, Tensor]:
+    """Return the total of each part, in training and in validation."""
+    with _own_randomness():
+        torch.manual_seed(0)
+        trained = losses(objective)
+        with torch.no_grad():
+            seen = losses(objective)
+    return {
+        f"{name} in {where}": part.total.detach()
+        for where, parts in (("training", trained), ("validation", seen))
+        for name, part in parts.items()
+    }
 
 
 def _plain(value: Tensor | Ragged) -> Tensor:
@@ -682,8 +764,6 @@ def _condition(model: nn.Module) -> list[Any]:
 
 
 def _as_json(data: Any, name: str) -> Any:
-    import json
-
     try:
         return json.loads(json.dumps(data, allow_nan=False))
     except (TypeError, ValueError) as error:

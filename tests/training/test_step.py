@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from pydantic import PrivateAttr
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import language_case
@@ -205,6 +206,88 @@ def test_check_objective_catches_a_mean() -> None:
     mean = Mean()
     with pytest.raises(AssertionError, match=r"no sum over rows|options change"):
         check_objective(mean, FACTS, outputs, batch)
+
+
+class _Shift(nn.Module):
+    """What a learner adds to the outputs: one number, and how often it was moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.zeros(()))
+
+
+class _Learner(registry.lookup("objectives", "mean_squared")):  # type: ignore[misc]
+    """An objective that learns a shift of the outputs, ever more slowly."""
+
+    _shift: Any = PrivateAttr(default=None)
+    _updates: int = PrivateAttr(default=0)
+
+    def begin(self, model: nn.Module) -> None:
+        self._shift, self._updates = _Shift(), 0
+
+    def rowwise(self, output: Tensor, target: Tensor) -> Tensor:
+        return super().rowwise(output + self._shift.by, target)  # type: ignore[no-any-return]
+
+    def after_update(self) -> None:
+        self._updates += 1
+        with torch.no_grad():
+            self._shift.by -= self._shift.by.grad / self._updates
+        self._shift.by.grad = None
+
+    def state(self) -> dict[str, Any]:
+        return {"shift": self._shift.state_dict(), "updates": self._updates}
+
+    def restore(self, state: Any) -> None:
+        self._shift.load_state_dict(state["shift"])
+        self._updates = state["updates"]
+
+
+def _check(cls: type[Objective]) -> None:
+    """Check a class of objectives as if a recipe could name it."""
+    batch = make_batch(9)
+    outputs = {key: value.detach() for key, value in Heads()(batch).items()}
+    one = cls.model_validate({"target": "price"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Section, "parse", lambda self, data: one)  # a local class stands in no registry
+        check_objective(one, FACTS, outputs, batch)
+
+
+def test_check_objective_lets_a_learner_go_on_after_a_checkpoint() -> None:
+    _check(_Learner)
+
+
+@pytest.mark.parametrize(
+    ("method", "broken", "words"),
+    [
+        ("restore", lambda self, state: None, r"after restore\(\) the loss is another"),
+        ("restore", lambda self, state: self._shift.load_state_dict(state["shift"]), "one update after restore"),
+        ("state", lambda self: {"shift": self._shift, "updates": 1}, "no checkpoint holds: .*_Shift"),
+        ("describe", lambda self, figures: {"price.half": 0.5} if figures else {}, "train.metric may name"),
+    ],
+)  # fmt: skip
+def test_check_objective_catches_what_a_learner_forgets(
+    method: str, broken: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Learner, method, broken)
+    with pytest.raises(AssertionError, match=words):
+        _check(_Learner)
+
+
+def test_check_objective_catches_one_that_moves_the_model() -> None:
+    class Meddler(_Learner):
+        def begin(self, model: nn.Module) -> None:
+            super().begin(model)
+            self._model = model
+
+        _model: Any = PrivateAttr(default=None)
+
+        def after_update(self) -> None:
+            super().after_update()
+            with torch.no_grad():
+                next(self._model.parameters()).add_(1.0)
+
+    with pytest.raises(AssertionError, match="changes the weights of the model"):
+        _check(Meddler)
 
 
 def test_parts_of_the_same_target_and_type_keep_apart() -> None:
