@@ -20,6 +20,7 @@ from luban.data.contracts import Field
 from luban.errors import RecipeError
 from luban.objectives._base import TargetFacts
 from luban.recipe import Section, load
+from luban.testing import check_objective
 from luban.training.checkpoint import Checkpoints, split
 from luban.training.step import GradientStep, compute_losses
 
@@ -254,6 +255,18 @@ def test_equal_odds_are_asked_for_within_the_classes() -> None:
     assert abs(told["equalized_odds"]) < 0.002
 
 
+def test_adversaries_of_other_groups_have_figures_of_their_own() -> None:
+    first, second = objective(by=["sex"]), objective()
+    parts = compute_losses([first, second], Given(logits(12, 1)), rows())
+    assert set(parts) == {"label", "label.sex.information", "label.fair_adversary", "label.information"}
+    figures = {"label.sex.information.loss": 0.25, "label.information.loss": 0.5}
+    assert first.describe(figures) | second.describe(figures) == {
+        "label.sex.information": 0.25,
+        "label.information": 0.5,
+    }
+    assert first.describe({}).keys() == {"label.sex.information"}  # which train.metric may name
+
+
 def test_outputs_are_shared_with_other_objectives() -> None:
     passes = []
     model = Given(logits(12, 1))
@@ -303,6 +316,15 @@ def test_a_run_goes_on_with_the_adversary_that_it_had(outer: bool, tmp_path: Pat
     assert any("adversary" in name for name in ends[0])
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     assert not torch.equal(ends[0]["/model/linear.weight"], ends[2]["/model/linear.weight"])
+
+
+@pytest.mark.parametrize("constraint", ["demographic_parity", "equalized_odds"])
+@pytest.mark.parametrize("kind", ["binary", "category"])
+def test_the_contract_of_objectives_that_learn(kind: str, constraint: str) -> None:
+    one = objective(kind, alpha=2.0, constraint=constraint)
+    check_objective(
+        one, {"label": one.inner.facts}, {"label.logits": logits(12, INNER[kind][1])}, rows(kind=kind)
+    )
 
 
 def test_what_the_inner_objective_learns_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:

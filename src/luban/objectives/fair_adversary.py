@@ -48,8 +48,9 @@ class FairAdversary(Grouped):
     has seen. It begins by knowing the shares of the groups in training and nothing else, makes one update of Adam, at a constant rate, for
     each of the model's, and is kept in checkpoints but is no part of the artefact. Rows weigh as in the inner objective.
 
-    Validation rows are measured without the penalty; beside their loss stands ``<target>.information``, what the adversary tells of them
-    (it may fall below 0 while the model is ahead of it). What is kept as 'best' is not the fairest, so take ``train.keep: last``; a
+    Validation rows are measured without the penalty; beside their loss stands what the adversary tells of them (it may fall below 0
+    while the model is ahead of it): ``<target>.information``, and where `by` names the groups ``<target>.<groups>.information``
+    (``income.sex.information``), so that several adversaries of one target, each with groups of its own, are told apart. What is kept as 'best' is not the fairest, so take ``train.keep: last``; a
     moving average (``train.ema``) steadies what the game leaves restless.
 
     Example:
@@ -141,7 +142,7 @@ class FairAdversary(Grouped):
 
     @property
     def _told(self) -> str:
-        return f"{self.supervised.column}.information"
+        return ".".join([self.supervised.column, *(self.by or ()), "information"])
 
     def _guesses(self, output: Tensor, classes: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each row's group, (B,): the adversary's, and the one that it began with.
