@@ -12,11 +12,11 @@ import luban
 from audit_cases import case_of, people, trained
 from luban.artefact import Artefact
 from luban.auditing._run import figures_of
-from luban.auditing._small import auc
+from luban.auditing._small import Features, auc, out_of_fold
 from luban.auditing.columns import Columns
 from luban.auditing.drift import _area, population_stability
 from luban.auditing.duplicates import Duplicates
-from luban.auditing.labels import Labels, informed, noise, suspects
+from luban.auditing.labels import Labels, informed, noise, noise_high, suspects
 from luban.auditing.leakage import Leakage, alone
 from luban.auditing.privacy import Privacy
 from luban.gates import Gate, judge
@@ -141,6 +141,61 @@ def test_labels_of_a_rare_class_are_measured(sound: Path) -> None:
     assert figures["label.opinion_accuracy"] < (~drawn).mean() + 0.01  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize(("strength", "narrow"), [(0.3, 1.0), (1, 0.25), (3, 0.1), (8, 0.06)])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_the_upper_bound_of_wrong_labels_holds(
+    strength: float, narrow: float, share: float, learnt: bool
+) -> None:
+    """In 95 % of repetitions, of an opinion that knows the law of the rows, or one that has learnt how often labels are wrong, too,
+    and so doubts all of them: what its own doubt explains then says nothing."""
+    generator = np.random.default_rng([int(10 * strength), int(100 * share), learnt])
+    bounds = []
+    for _ in range(200):
+        chance = 1 / (1 + np.exp(-strength * generator.normal(size=1000)))
+        wrong = generator.random(1000) < share
+        labels = ((generator.random(1000) < chance) ^ wrong).astype(np.int64)
+        said = share + (1 - 2 * share) * chance if learnt else chance
+        bounds.append(noise_high(labels, np.stack([1 - said, said], 1)))
+    assert np.mean(np.array(bounds) >= share) >= 0.95
+    assert np.median(bounds) < share + narrow
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.parametrize("apart", [0.7, 3.0])
+def test_the_upper_bound_holds_for_small_models_that_learnt_from_the_wrong_labels(
+    apart: float, share: float
+) -> None:
+    generator = np.random.default_rng([int(10 * apart), int(100 * share)])
+    covered = 0
+    for _ in range(40):
+        truth = generator.integers(3, size=400)
+        places = (generator.normal(size=(400, 4)) + apart * np.eye(4)[truth]).astype(np.float32)
+        wrong = generator.random(400) < share
+        labels = np.where(wrong, (truth + generator.integers(1, 3, 400)) % 3, truth)
+        seen = Features(places, np.zeros(4, np.int64), None, True, np.ones(400, bool))
+        covered += noise_high(labels, out_of_fold(seen, labels)) >= share
+    assert covered >= 38
+
+
+def test_a_gate_on_what_cannot_be_ruled_out_is_not_met_by_a_weak_opinion(sound: Path) -> None:
+    rows = people(1200, seed=5)
+    chance = 1 / (1 + np.exp(-rows["skill"].to_numpy()))
+    drawn = np.random.default_rng(6).random(len(rows)) < chance
+    rows = rows.with_columns(pl.Series("label", np.where(drawn, "yes", "no")))
+    result = Labels(predictions="own").run(case_of(sound / "model", rows))
+    assert result.figures["noise"] == 0
+    most = result.figures["label.noise_high"]
+    assert most == result.figures["noise_high"]
+    assert most is not None
+    assert 0.1 < most < 0.4
+    (finding,) = result.findings
+    assert f"wrong: at most {most:.1%}, at 95 %" in finding.sentence
+    assert finding.figures["noise_high"] == most
+    gates = [Gate.parse("labels.noise <= 0.05"), Gate.parse("labels.noise_high <= 0.05")]
+    assert [one.passed for one in judge(gates, figures_of([result]), [])] == [True, False]
+
+
 @pytest.mark.parametrize("prior", [0.5, 0.3, 0.06])
 def test_an_opinion_that_knows_nothing_accuses_nobody(sound: Path, prior: float) -> None:
     """The inputs tell nothing of the labels, all of which are right; trees are sure of what they learnt by heart none the less."""
@@ -157,7 +212,9 @@ def test_an_opinion_that_knows_nothing_accuses_nobody(sound: Path, prior: float)
     # Nor does a gate take the noise of such an opinion, high or 0, for a measurement.
     assert result.figures["noise"] is None
     assert result.figures["label.noise"] is None
-    gates = [Gate.parse("labels.noise <= 0.4"), Gate.parse("labels.label.noise <= 0.4")]
+    assert result.figures["noise_high"] is result.figures["label.noise_high"] is None
+    names = ("noise", "label.noise", "noise_high", "label.noise_high")
+    gates = [Gate.parse(f"labels.{name} <= 0.9") for name in names]
     for verdict in judge(gates, figures_of([result]), []):
         assert not verdict.passed
         assert "was not measured" in verdict.why
@@ -220,7 +277,6 @@ def test_suspects_come_the_worst_first() -> None:
 def test_flipped_digits_are_found() -> None:
     """The claim: at least 80 % of 5 % flipped labels of mnist, at least half of what is named."""
     from luban import datasets
-    from luban.auditing._small import Features, out_of_fold
 
     with np.load(datasets.main_file("mnist")) as file:
         images, digits = file["image"], file["label"].astype(np.int64)

@@ -18,7 +18,7 @@ from luban.data.processors._deciding import class_shares
 from luban.registry import register
 from luban.sentences import Sentence, say
 
-__all__ = ["Labels", "informed", "noise", "suspects"]
+__all__ = ["Labels", "informed", "noise", "noise_high", "suspects"]
 
 # Shares of wrong labels that are tried first.
 _SHARES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.24, 0.32, 0.4)
@@ -29,6 +29,8 @@ _HALF_CHI_SQUARED = (
 )
 
 _INFORMED = 10.83  # 99.9 % quantile of the same
+_SUREST = (2, 4, 8, 16)
+"""Parts of the rows that an opinion is surest of: a half, a quarter and so on."""
 
 
 @register("audits")
@@ -43,10 +45,13 @@ class Labels(Audit):
     is taken off, as far as wrong labels strike easy and difficult rows alike (Patrini et al., 2017). Where the opinion tells no
     more of the labels than how common each class is (see `informed`) it is no witness: severity stays low, and ``noise`` is not
     measured, neither that target's nor the highest of all, so that no gate on it is met.
+
+    ``noise`` is what is shown to be wrong, and ``noise_high`` what cannot be ruled out, at 95 % (see `noise_high`). Of a weak opinion
+    the one may be 0 and the other a quarter, so a gate that only good labels are to meet names ``noise_high``.
     """
 
     family: ClassVar[str] = "data"
-    paper: ClassVar[str] = "Northcutt, Jiang & Chuang, 2021; Patrini et al., 2017"
+    paper: ClassVar[str] = "Northcutt, Jiang & Chuang, 2021; Patrini et al., 2017; Menon et al., 2015"
     guarded: ClassVar[tuple[str, ...]] = ("folds",)
 
     predictions: Literal["small", "own"] = "small"
@@ -80,7 +85,7 @@ class Labels(Audit):
             )
         )
         features = Features.of(case.predictor, scored.rows) if self.predictions == "small" else None
-        shares: list[float | None] = []
+        shares: list[tuple[float, float] | None] = []
         for target, processor in case.targets.items():
             if processor.task not in ("binary", "multiclass"):
                 continue
@@ -98,9 +103,11 @@ class Labels(Audit):
             result.figures["suspect_share"] = max(share, result.figures.get("suspect_share") or 0.0)
             result.figures[f"{target}.opinion_accuracy"] = accuracy
             wrong, low, high = noise(labels, opinion)
+            most = max(wrong, noise_high(labels, opinion))
             witness = informed(labels, opinion)
             result.figures[f"{target}.noise"] = wrong if witness else None
-            shares.append(wrong if witness else None)
+            result.figures[f"{target}.noise_high"] = most if witness else None
+            shares.append((wrong, most) if witness else None)
             result.tables[target] = [
                 {
                     "row": int(case.sample.places[scored.places[i]]),
@@ -114,14 +121,14 @@ class Labels(Audit):
             if len(places):
                 result.find(
                     self._severity(wrong, low) if witness else "low",
-                    _sentence(target, wrong, low, high, len(places), n, witness),
+                    _sentence(target, wrong, low, high, most, len(places), n, witness),
                     say(
                         "Look at the rows of the table, most suspicious first, and correct those that are wrong; what is measured on wrong labels is wrong too. "
                         "The opinion agrees with {accuracy:.0%} of all labels, so many of these rows may merely be difficult.",
                         accuracy=accuracy,
                     ),
                     {
-                        **({"noise": wrong, "low": low, "high": high} if witness else {}),
+                        **({"noise": wrong, "low": low, "high": high, "noise_high": most} if witness else {}),
                         "suspects": len(places),
                         "rows": n,
                         "opinion_accuracy": accuracy,
@@ -137,7 +144,8 @@ class Labels(Audit):
                 )
         told = [share for share in shares if share is not None]
         # A gate on all labels is not met by those of one target while nothing is known of another's.
-        result.figures["noise"] = max(told) if len(told) == len(shares) else None
+        for place, name in enumerate(("noise", "noise_high")):
+            result.figures[name] = max(one[place] for one in told) if len(told) == len(shares) else None
         return result
 
     def _severity(self, wrong: float, low: float) -> Severity:
@@ -147,7 +155,7 @@ class Labels(Audit):
 
 
 def _sentence(
-    target: str, wrong: float, low: float, high: float, suspects: int, n: int, witness: bool
+    target: str, wrong: float, low: float, high: float, most: float, suspects: int, n: int, witness: bool
 ) -> Sentence:
     """Return what was found of a target: how many labels are wrong is said only where the opinion can tell."""
     look = (
@@ -163,17 +171,18 @@ def _sentence(
         )
     if not wrong:
         return say(
-            "a second opinion contradicts labels of '{target}' no more often than its own doubt explains (wrong: at most {high:.1%}, at 95 %); {look}",
+            "a second opinion contradicts labels of '{target}' no more often than its own doubt explains (wrong: at most {most:.1%}, at 95 %); {look}",
             target=target,
-            high=high,
+            most=most,
             look=look,
         )
     return say(
-        "about {noise:.1%} of the labels of '{target}' are probably wrong (95 % interval {low:.1%} to {high:.1%}): a second opinion contradicts more than its own doubt explains; {look}",
+        "about {noise:.1%} of the labels of '{target}' are probably wrong (95 % interval {low:.1%} to {high:.1%}, and at most {most:.1%} wherever its doubt lies): a second opinion contradicts more than its own doubt explains; {look}",
         noise=wrong,
         target=target,
         low=low,
         high=high,
+        most=most,
         look=look,
     )
 
@@ -185,12 +194,17 @@ def noise(labels: Array, opinion: Array) -> tuple[float, float, float]:
     strike rows that it is sure of as often as others: that tells them apart. Both are fitted at once, by maximum likelihood. The
     opinion, tempered (Guo et al., 2017) and drawn to the shares of the classes as far as these labels demand, gives the right label,
     and a share of these is taken for any other class, up to 40 % (the forward model of Patrini et al., 2017, with a single rate).
-    The interval is that of the profile likelihood. Where it reaches 0, the opinion's own doubt explains all contradictions, and the
-    share is 0: of an opinion that knows nothing the interval is wide, and accuses nobody.
+    The interval is that of the profile likelihood (Venzon & Moolgavkar, 1988): the shares that the likelihood-ratio test (Wilks, 1938)
+    does not reject at 5 %. Where it reaches 0, the opinion's own doubt explains all contradictions, and the share is 0: of an opinion
+    that knows nothing the interval is wide, and accuses nobody. Nor does one that learnt from as many wrong labels how many there are,
+    and doubts for their sake: of that only `noise_high` is an upper bound.
 
     Args:
         labels: class numbers, (n,).
         opinion: probability of each class by a model that did not see the row, (n, classes).
+
+    Returns:
+        The share, and the lower and the upper end of its interval, each from 0 to 0.4.
 
     Example:
         >>> chance = np.repeat([0.02, 0.3, 0.7, 0.98], 500)
@@ -219,11 +233,49 @@ def noise(labels: Array, opinion: Array) -> tuple[float, float, float]:
     def above(share: float) -> float:
         return model(share) - least - _HALF_CHI_SQUARED
 
-    below = [share for share in _SHARES if share < value and above(share) > 0]
-    beyond = [share for share in _SHARES if share > value and above(share) > 0]
-    low = float(brentq(above, below[-1], value, xtol=_EXACT)) if below else 0.0
-    high = float(brentq(above, value, beyond[0], xtol=_EXACT)) if beyond else _SHARES[-1]
+    # From the first to the last share that is not rejected, whatever lies between two tops.
+    kept = [
+        value,
+        *(share for share, loss in zip(_SHARES, losses, strict=True) if loss - least <= _HALF_CHI_SQUARED),
+    ]
+    below = [share for share in _SHARES if share < min(kept)]
+    beyond = [share for share in _SHARES if share > max(kept)]
+    low = float(brentq(above, below[-1], min(kept), xtol=_EXACT)) if below else 0.0
+    high = float(brentq(above, max(kept), beyond[0], xtol=_EXACT)) if beyond else _SHARES[-1]
     return (value if below else 0.0), low, high
+
+
+def noise_high(labels: Array, opinion: Array) -> float:
+    """Return an upper bound, at 95 %, of the share of wrong labels, whatever the opinion is worth.
+
+    Of rows that an opinion is sure of no smaller share contradicts it than is wrong: a wrong label contradicts whoever knows the right
+    one, and who does not know it is contradicted more often, as long as each label is as likely wrong as any other, and not more
+    often wrong than right (Menon et al., 2015, who read the rate off the surest rows). So the exact upper bound (Clopper & Pearson,
+    1934) of the contradicted share bounds that of wrong labels. It is taken among the surest half, quarter, eighth and sixteenth of the
+    rows, each at a quarter of 5 % (Bonferroni), and the least holds. Who is surest depends on no row's own label: the opinion must not
+    have seen it.
+
+    Args:
+        labels: class numbers, (n,).
+        opinion: probability of each class by a model that did not see the row, (n, classes).
+
+    Example:
+        >>> labels = np.arange(1000) % 2
+        >>> opinion = np.stack([1.0 - labels, labels], 1)
+        >>> round(noise_high(labels, opinion), 4), round(noise_high(labels, np.full((1000, 2), 0.5)), 2)
+        (0.0087, 0.54)
+    """
+    from scipy.stats import beta
+
+    contradicted = (opinion.argmax(1) != labels)[np.argsort(-opinion.max(1), kind="stable")]
+    bounds = []
+    for part in _SUREST:
+        rows = max(1, len(labels) // part)
+        count = int(contradicted[:rows].sum())
+        bounds.append(
+            float(beta.ppf(1 - 0.05 / len(_SUREST), count + 1, rows - count)) if count < rows else 1.0
+        )
+    return min(bounds)
 
 
 def informed(labels: Array, opinion: Array) -> bool:
