@@ -75,7 +75,8 @@ def _loaded_by(statement: str, modules: tuple[str, ...]) -> list[str]:
 
 
 LAYERS = (
-    ("_version", "errors", "imports", "sentences"),
+    ("_version", "imports", "sentences"),
+    ("errors",),
     ("files", "gates", "tensors", "registry", "datasets"),
     ("native",),
     ("recipe",),

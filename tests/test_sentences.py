@@ -53,6 +53,32 @@ def test_every_sentence_has_a_translation_and_every_translation_a_sentence() -> 
     assert set(CATALOGUE["sentences"]) - set(said) == set()
 
 
+def test_what_explaining_and_auditing_refuse_can_be_translated() -> None:
+    """Whatever is raised for a user, and why an explainer or an audit does not fit, is said, and no literal."""
+    files = [
+        file
+        for file in TREES
+        if file.parent.name in ("explaining", "auditing")
+        or file.relative_to(ROOT).as_posix() in ("verbs/explain.py", "verbs/audit.py", "verbs/rows.py")
+    ]
+    literal = []
+    for file in files:
+        for node in ast.walk(TREES[file]):
+            texts: list[ast.expr] = []
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = getattr(node.exc.func, "id", "")
+                if name.endswith("Error") and name not in ("ValueError", "NotImplementedError"):
+                    texts = node.exc.args[:1]
+            elif isinstance(node, ast.FunctionDef) and node.name.startswith("refusal"):
+                texts = [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value]
+            for text in texts:
+                plain = isinstance(text, ast.Constant) and isinstance(text.value, str)
+                if plain or isinstance(text, ast.JoinedStr | ast.BinOp):
+                    literal.append(f"{file.relative_to(ROOT)}:{text.lineno}")
+    assert len(files) > 40
+    assert literal == []
+
+
 @pytest.mark.parametrize("part", ["sentences", "audits", "methods", "names", "tables", "cells"])
 def test_translations_have_the_gaps_of_their_sentences_and_are_chinese(part: str) -> None:
     for english, chinese in CATALOGUE[part].items():

@@ -35,7 +35,7 @@ from luban.decisions._base import Decision
 from luban.errors import ArtefactError, MissingError, RecipeError
 from luban.models._base import Model
 from luban.recipe import Component, Section, read_yaml
-from luban.sentences import kept, revived
+from luban.sentences import kept, revived, say
 from luban.tensors import write_tensors
 
 __all__ = [
@@ -127,16 +127,27 @@ class Artefact:
         """
         folder = Path(path)
         if not folder.exists():
-            raise ArtefactError(f"there is no artefact '{path}'; 'luban train RECIPE' makes one")
+            raise ArtefactError(
+                say("there is no artefact '{path}'; 'luban train RECIPE' makes one", path=path)
+            )
         if not is_artefact(folder):
             raise ArtefactError(
-                f"'{path}' is no artefact: it has no config.json of Luban's; name the directory that 'luban train' printed"
+                say(
+                    "'{path}' is no artefact: it has no config.json of Luban's; name the directory that 'luban train' printed",
+                    path=path,
+                )
             )
         config = _read_json(folder, "config.json")
         found = config.get("format")
         if found != FORMAT:
             raise ArtefactError(
-                f"'{path}' has format {found!r}, but this Luban reads format {FORMAT}; use the Luban that wrote it ({config.get('luban')})"
+                say(
+                    "'{path}' has format {found!r}, but this Luban reads format {own}; use the Luban that wrote it ({luban})",
+                    path=path,
+                    found=found,
+                    own=FORMAT,
+                    luban=config.get("luban"),
+                )
             )
         preprocessing = _read_json(folder, "preprocessing.json")
         try:
@@ -153,17 +164,30 @@ class Artefact:
             if isinstance(error, RecipeError) and (modules := _imports_of(folder)):
                 # Nothing of a stranger's is imported unasked, so the user must say it.
                 raise MissingError(
-                    f"'{path}' needs components of {', '.join(modules)} ({error}); import it first, "
-                    f"with 'luban --import {modules[0]} ...' or an import statement"
+                    say(
+                        "'{path}' needs components of {modules} ({error}); import it first, with 'luban --import {first} ...' or an import statement",
+                        path=path,
+                        modules=[*modules],
+                        error=error,
+                        first=modules[0],
+                    )
                 ) from None
             raise ArtefactError(
-                f"'{path}' is damaged: config.json and preprocessing.json do not fit together ({_brief(error)})"
+                say(
+                    "'{path}' is damaged: config.json and preprocessing.json do not fit together ({error})",
+                    path=path,
+                    error=_brief(error),
+                )
             ) from None
         except ArtefactError:
             raise
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise ArtefactError(
-                f"'{path}' is damaged: its preprocessing cannot be read ({_brief(error)})"
+                say(
+                    "'{path}' is damaged: its preprocessing cannot be read ({error})",
+                    path=path,
+                    error=_brief(error),
+                )
             ) from None
         metrics, lineage = (revived(_read_json(folder, name)) for name in ("metrics.json", "lineage.json"))
         for name, part in [("metrics.json", metrics.get("metrics", {}))] + [
@@ -171,7 +195,11 @@ class Artefact:
         ]:
             if not isinstance(part, dict):
                 raise ArtefactError(
-                    f"'{folder / name}' is damaged: it holds {part!r} where a mapping belongs"
+                    say(
+                        "'{file}' is damaged: it holds {part} where a mapping belongs",
+                        file=folder / name,
+                        part=repr(part),
+                    )
                 )
         return cls(
             folder,
@@ -202,19 +230,27 @@ class Artefact:
             Exception
         ) as error:  # the options were checked, but a stranger's specification may hold anything
             raise ArtefactError(
-                f"'{self.path}' is damaged: no model can be built of its config.json ({_brief(error)})"
+                say(
+                    "'{path}' is damaged: no model can be built of its config.json ({error})",
+                    path=self.path,
+                    error=_brief(error),
+                )
             ) from error
         path = self.path / "model.safetensors"
         try:
             weights = safetensors.torch.load_file(path)
         except FileNotFoundError:
-            raise ArtefactError(f"'{self.path}' is incomplete: model.safetensors is missing") from None
+            raise ArtefactError(
+                say("'{folder}' is incomplete: {name} is missing", folder=self.path, name="model.safetensors")
+            ) from None
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ArtefactError(f"'{path}' is damaged: {_brief(error)}") from None
+            raise ArtefactError(say("'{file}' is damaged: {error}", file=path, error=_brief(error))) from None
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
-            raise ArtefactError(f"'{path}' does not fit config.json: {_brief(error)}") from None
+            raise ArtefactError(
+                say("'{path}' does not fit config.json: {error}", path=path, error=_brief(error))
+            ) from None
         return module.eval()
 
     def verify_weights(self) -> None:
@@ -226,7 +262,10 @@ class Artefact:
         expected = self.lineage.get("weights")
         if expected is not None and files.sha256_of(self.path / "model.safetensors") != expected:
             raise ArtefactError(
-                f"'{self.path / 'model.safetensors'}' is damaged: it is not the file that was written when the artefact was made"
+                say(
+                    "'{file}' is damaged: it is not the file that was written when the artefact was made",
+                    file=self.path / "model.safetensors",
+                )
             )
 
 
@@ -311,7 +350,9 @@ def _inside(folder: Path, name: str) -> Path:
     """Return a file of the artefact; one from a stranger must not point elsewhere."""
     path = folder / name
     if Path(name).name != name:
-        raise ArtefactError(f"'{folder}' is damaged: it refers to '{name}' outside itself")
+        raise ArtefactError(
+            say("'{folder}' is damaged: it refers to '{name}' outside itself", folder=folder, name=name)
+        )
     return path
 
 
@@ -325,11 +366,15 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         data = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtefactError(f"'{folder}' is incomplete: {name} is missing") from None
+        raise ArtefactError(
+            say("'{folder}' is incomplete: {name} is missing", folder=folder, name=name)
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"'{folder / name}' is damaged: {_brief(error)}") from None
+        raise ArtefactError(
+            say("'{file}' is damaged: {error}", file=folder / name, error=_brief(error))
+        ) from None
     if not isinstance(data, dict):
-        raise ArtefactError(f"'{folder / name}' is damaged: it holds no mapping")
+        raise ArtefactError(say("'{file}' is damaged: it holds no mapping", file=folder / name))
     return data
 
 
@@ -338,15 +383,23 @@ def _read_lines(folder: Path, name: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:
         raise ArtefactError(
-            f"'{folder}' is incomplete: {name} is missing, so nobody can tell whether it still predicts what it did"
+            say(
+                "'{folder}' is incomplete: {name} is missing, so nobody can tell whether it still predicts what it did",
+                folder=folder,
+                name=name,
+            )
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"'{folder / name}' is damaged: {_brief(error)}") from None
+        raise ArtefactError(
+            say("'{file}' is damaged: {error}", file=folder / name, error=_brief(error))
+        ) from None
     if not all(
         isinstance(one, dict) and all(isinstance(one.get(key), dict) for key in ("row", "prediction"))
         for one in lines
     ):
-        raise ArtefactError(f"'{folder / name}' is damaged: each line holds a row and its prediction")
+        raise ArtefactError(
+            say("'{file}' is damaged: each line holds a row and its prediction", file=folder / name)
+        )
     return lines
 
 

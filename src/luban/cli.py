@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ from luban._version import __version__
 from luban.errors import InputError, LubanError
 from luban.files import finite
 from luban.imports import own_process, uncollected
-from luban.sentences import kept, named, say, translate
+from luban.sentences import LANGUAGES, kept, named, say, translate
 
 if TYPE_CHECKING:
     from luban.console import Console
@@ -623,7 +624,7 @@ def compare(
     """Put two artefacts side by side: quality, size, speed."""
     from luban.verbs.compare import compare as verb
 
-    console = _console()
+    console = _console(lang)
     result = verb(
         a,
         b,
@@ -711,7 +712,7 @@ def report(
     with uncollected():
         from luban.verbs.report import report as verb
 
-    console = _console()
+    console = _console(lang)
     result = verb(
         artefact,
         data,
@@ -881,9 +882,16 @@ def _root(
     pass
 
 
+def _language(arguments: list[str]) -> str:
+    """Return the language that is asked for, whatever else is wrong with the arguments."""
+    asked = [after for before, after in pairwise(arguments) if before == "--lang"]
+    asked += [one.removeprefix("--lang=") for one in arguments if one.startswith("--lang=")]
+    return asked[-1] if asked and asked[-1] in LANGUAGES else "en"
+
+
 @contextmanager
-def _one_sentence(as_json: bool) -> Iterator[None]:
-    """Turn whatever goes wrong into one sentence and an exit code: no traceback reaches a user."""
+def _one_sentence(as_json: bool, language: str) -> Iterator[None]:
+    """Turn whatever goes wrong into one sentence and an exit code: no traceback reaches a user. JSON stays English."""
     code, message = 0, ""
     try:
         yield
@@ -913,7 +921,7 @@ def _one_sentence(as_json: bool) -> Iterator[None]:
     if message:
         if as_json:
             _json({"error": message, "exit_code": code})
-        sys.stderr.write(f"luban: {message}\n")
+        sys.stderr.write(f"luban: {translate(message, language)}\n")
     if code:
         raise SystemExit(code)
 
@@ -932,7 +940,7 @@ def main(arguments: list[str] | None = None) -> None:
             # Whatever the locale: a Chinese sentence on a Latin terminal must not be a crash.
             stream.reconfigure(encoding="utf-8", errors="replace")
     result: Any = 0
-    with _one_sentence("--json" in arguments):
+    with _one_sentence("--json" in arguments, _language(arguments)):
         try:
             result = app(arguments, prog_name="luban", standalone_mode=False)
         except (

@@ -21,6 +21,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from luban.sentences import say
+
 __all__ = [
     "ArtefactError",
     "DataError",
@@ -48,7 +50,7 @@ class LubanError(Exception):
     exit_code = 3
 
     def __init__(self, message: str, *, at: str | None = None) -> None:
-        whole = f"{at}: {message}" if at else message
+        whole = say("{place}: {message}", place=at, message=message) if at else message
         super().__init__(
             " ".join(line.strip() for line in whole.splitlines()) if len(whole.splitlines()) > 1 else whole
         )
@@ -114,4 +116,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         "; did you mean 'hidden'?"
     """
     close = closest(word, known)
-    return f"; did you mean '{close}'?" if close else ""
+    return say("; did you mean '{close}'?", close=close) if close else ""

@@ -76,10 +76,16 @@ def require_split(lineage: Mapping[str, Any], split: str, path: object) -> None:
         ArtefactError: if the artefact does not say how its rows were split.
     """
     if split not in SPLITS:
-        raise DataError(f"received split '{split}', but splits are {', '.join(SPLITS)}")
+        raise DataError(
+            say("received split '{split}', but splits are {splits}", split=split, splits=[*SPLITS])
+        )
     if "split" not in lineage:
         raise ArtefactError(
-            f"'{path}' does not say how its rows were split, so its {split} rows are not known; leave --split out"
+            say(
+                "'{path}' does not say how its rows were split, so its {split} rows are not known; leave --split out",
+                path=path,
+                split=split,
+            )
         )
 
 

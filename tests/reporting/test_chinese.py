@@ -13,6 +13,7 @@ import pytest
 from report_cases import english
 
 import luban
+from tiny_case import Luban
 
 Make = Callable[[str], Path]
 
@@ -67,6 +68,19 @@ def test_pages_without_audits_are_chinese(artefact_of: Make, tmp_path: Path, kin
     luban.report(artefact_of(kind), output=tmp_path / "page.html", lang="zh")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert list(english(page)) == []
+
+
+def test_what_is_told_while_a_page_is_made_is_chinese(
+    artefact_of: Make, tmp_path: Path, luban: Luban
+) -> None:
+    for kind, asked in (("table", ["table.jsonl"]), ("causal", [])):
+        artefact = artefact_of(kind)
+        rows = [artefact.parent / name for name in asked]
+        ran = luban("report", artefact, *rows, "--lang", "zh", "-o", tmp_path / "page.html")
+        assert ran.code == 0, ran.err
+        lines = [line for line in ran.err.splitlines() if line.strip()]
+        assert len(lines) >= 2
+        assert [line for line in lines if not re.search(r"[\u4e00-\u9fff]", line)] == []
 
 
 def test_the_page_of_two_is_chinese(artefact_of: Make, tmp_path: Path) -> None:

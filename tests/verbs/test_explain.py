@@ -17,6 +17,7 @@ from luban.errors import InputError
 from luban.explaining import _render
 from luban.explaining._base import Explanation, Part, Piece
 from luban.registry import lookup, names
+from luban.verbs.explain import explain_rows
 from luban.verbs.train import train
 from tiny_case import RECIPE, Luban, write_rows
 
@@ -102,6 +103,11 @@ def test_one_that_does_not_fit_refuses_and_names_those_that_do(luban: Luban, art
         (["--target", "lable"], "there is no target 'lable' to explain; targets are label"),
         (["--target-text", "x"], "--target-text is for a model that writes texts"),
         (["--limit", "-1"], "received --limit -1"),
+        (["--seed", "-1"], "received --seed -1, but it is 0 or more"),
+        (
+            ["-m", "occlusion", "window"],
+            "option 'window' is not of the form key=value; explainer occlusion takes unit, replace, window",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(luban: Luban, artefact: str, arguments: list[str], words: str) -> None:
@@ -111,6 +117,32 @@ def test_mistakes_are_one_sentence(luban: Luban, artefact: str, arguments: list[
     assert len(ran.err.strip().splitlines()) <= 2
 
 
+def test_a_mistake_is_told_in_the_language_that_is_asked_for(luban: Luban, artefact: str) -> None:
+    for asked in (["--lang", "zh"], ["--lang=zh"]):
+        ran = luban("explain", artefact, ROWS, "-m", "grad_cam", *asked)
+        assert ran.code == 2
+        assert "luban: 解释方法“grad_cam”不适用于该模型：需要图像，而没有图像输入；适用的有 " in ran.err
+    assert "是否指“good”？" in luban("explain", artefact, ROWS, "--class", "goood", "--lang", "zh").err
+    assert "没有模型产物“nowhere”" in luban("explain", "nowhere", ROWS, "--lang", "zh").err
+    ran = luban("explain", artefact, ROWS, "-m", "grad_cam", "--lang", "zh", "--json")
+    assert json.loads(ran.out)["error"].startswith("explainer 'grad_cam' does not fit")  # JSON is English
+    assert "不适用" in ran.err
+
+
+@pytest.mark.parametrize("method", ["probe", "embeddings", "surrogate"])
+def test_rows_one_by_one_are_refused_by_what_looks_at_a_set(artefact: str, method: str) -> None:
+    predictor = luban.load(artefact)
+    rows = pl.DataFrame(json.loads(ROWS))
+    with pytest.raises(InputError) as raised:
+        explain_rows(predictor, rows, method=method)
+    told = str(raised.value)
+    assert told.startswith(f"explainer '{method}' does not fit this artefact: it looks at the rows together")
+    fitting = told.partition("those that fit are ")[2].split(", ")
+    assert {"occlusion", "integrated_gradients"} <= set(fitting)
+    assert not {"probe", "embeddings", "surrogate", "permutation_importance"} & set(fitting)
+    assert [one.row for one in explain_rows(predictor, rows, method=fitting[-1])] == [0, 1]
+
+
 def test_a_row_that_cannot_be_read_costs_only_itself(artefact: str) -> None:
     rows = '[{"age": "old", "city": "x", "review": "差"}, {"age": 3, "city": "x", "review": "差"}]'
     result = luban.explain(artefact, rows, method="occlusion")
@@ -118,6 +150,35 @@ def test_a_row_that_cannot_be_read_costs_only_itself(artefact: str) -> None:
     assert "cannot be read as number" in result["unreadable"]["0"]
     with pytest.raises(InputError, match="cannot be read as number"):
         luban.explain(artefact, '{"age": "old", "city": "x", "review": "差"}', method="occlusion")
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion"])
+def test_a_text_of_blanks_is_explained_by_nothing(
+    luban: Luban, artefact: str, tmp_path: Path, method: str
+) -> None:
+    row = '{"age": 3, "city": "Paris", "review": "  "}'
+    ran = luban("explain", artefact, row, "-m", method)
+    assert ran.code == 0, ran.err
+    assert re.search(r"  review \(\d+%\): nothing\n", ran.out)
+    assert luban("explain", artefact, row, "-m", method, "-o", tmp_path / "page").code == 0
+    part = json.loads((tmp_path / "page" / "explanations.jsonl").read_text())["parts"]["review"]
+    assert (part["pieces"], part["values"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("permutation_importance", "a column of 1 row cannot be shuffled; hand over more rows"),
+        ("partial_dependence", "no column has two values in these rows, so nothing can move"),
+    ],
+)
+def test_a_set_of_one_row_is_no_set(
+    luban: Luban, artefact: str, tmp_path: Path, method: str, words: str
+) -> None:
+    write_rows(tmp_path / "one.csv", 1)
+    ran = luban("explain", artefact, tmp_path / "one.csv", "-m", method)
+    assert ran.code == 2
+    assert words in ran.err
 
 
 def test_a_limit_is_said(artefact: str, tmp_path: Path) -> None:

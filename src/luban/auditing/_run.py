@@ -80,7 +80,12 @@ def choose(
         name, dot, rest = text.partition(".")
         if not dot or "=" not in rest or name not in known:
             raise InputError(
-                f"option '{text}' is not of the form audit.key=value; audits are {', '.join(known)}{did_you_mean(name, known)}"
+                say(
+                    "option '{text}' is not of the form audit.key=value; audits are {known}{hint}",
+                    text=text,
+                    known=[*known],
+                    hint="" if name in known else did_you_mean(name, known),
+                )
             )
         parts.setdefault(name, []).append(rest)
     wanted: list[str] = []
@@ -94,7 +99,12 @@ def choose(
         else:
             names = [*known, *(family for family in FAMILIES if family not in known)]
             raise InputError(
-                f"there is no audit '{name}'; audits and families of them are {', '.join(names)}{did_you_mean(name, names)}"
+                say(
+                    "there is no audit '{name}'; audits and families of them are {names}{hint}",
+                    name=name,
+                    names=[*names],
+                    hint=did_you_mean(name, names),
+                )
             )
     chosen: list[Audit] = []
     for name in dict.fromkeys(wanted or known):
@@ -153,7 +163,12 @@ def run(
                 if name != audit.type and Section("audits").parse(name).refusal(case) is None  # type: ignore[attr-defined]
             ]
             raise InputError(
-                f"audit '{audit.type}' does not fit: {reason}; those that do are {', '.join(fit)}"
+                say(
+                    "audit '{name}' does not fit: {reason}; those that do are {fit}",
+                    name=audit.type,
+                    reason=reason,
+                    fit=[*fit],
+                )
             )
         left[audit.type] = reason
     for audit in audits:

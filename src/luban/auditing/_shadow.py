@@ -40,7 +40,7 @@ def shadows(case: Case, rows: pl.DataFrame, count: int) -> Iterator[tuple[Predic
     """
     recipe = case.resolved
     if recipe is None:
-        raise DataError("the artefact's recipe cannot be read, so no model can be trained in its way")
+        raise DataError(say("the artefact's recipe cannot be read, so no model can be trained in its way"))
     validation = _validation(case)
     for number in range(count):
         inside = np.random.default_rng([SEED, 9, number]).random(len(rows)) < 0.5

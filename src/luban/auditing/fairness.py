@@ -71,7 +71,12 @@ class Fairness(Audit):
             if name not in scored.rows.columns:
                 known = scored.rows.columns
                 raise DataError(
-                    f"there is no column '{name}' of groups; columns are {', '.join(known)}{did_you_mean(name, known)}"
+                    say(
+                        "there is no column '{name}' of groups; columns are {columns}{hint}",
+                        name=name,
+                        columns=[*known],
+                        hint=did_you_mean(name, known),
+                    )
                 )
         result = AuditResult(self.type, rows=len(scored.rows))
         result.notes.append(

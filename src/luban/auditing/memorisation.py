@@ -57,7 +57,7 @@ class Memorisation(Audit):
         speaker = case.predictor.speaker
         assert speaker is not None
         assert self.canaries is not None
-        lines = read_lines(self.canaries, "canaries")
+        lines = read_lines(self.canaries, say("canaries"))
         result = AuditResult(self.type, rows=len(lines))
         result.notes.append(
             say(
@@ -72,8 +72,12 @@ class Memorisation(Audit):
         for number, line in enumerate(lines, 1):
             if 1 < (there := forms(line)) <= self.strings:
                 raise DataError(
-                    f"the secret of canary {number} has only {there:,} forms, too few to be compared with {self.strings:,} other strings; "
-                    "mark a longer one, or lower memorisation.strings"
+                    say(
+                        "the secret of canary {number} has only {there:,} forms, too few to be compared with {others:,} other strings; mark a longer one, or lower memorisation.strings",
+                        number=number,
+                        there=there,
+                        others=self.strings,
+                    )
                 )
         for number, line in enumerate(lines):
             case.report(say("comparing canaries"), number, len(lines))
@@ -159,7 +163,10 @@ def alternatives(line: str, count: int, generator: np.random.Generator) -> list[
     known, letters = _drawn(line), list(line)
     if not known:
         raise DataError(
-            f"canary '{line[:40]}' holds no digit and no [[secret]], so there is nothing to compare it with; put its secret in double brackets"
+            say(
+                "canary '{line}' holds no digit and no [[secret]], so there is nothing to compare it with; put its secret in double brackets",
+                line=line[:40],
+            )
         )
     found: list[str] = []
     while len(found) < count:
@@ -210,8 +217,13 @@ def read_lines(path: str, what: str) -> list[str]:
         lines = [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"the {what} '{path}' cannot be read ({error}); give a UTF-8 text with one a line"
+            say(
+                "the {what} '{path}' cannot be read ({error}); give a UTF-8 text with one a line",
+                what=what,
+                path=path,
+                error=error,
+            )
         ) from None
     if not lines:
-        raise DataError(f"the {what} '{path}' holds no line; give one a line")
+        raise DataError(say("the {what} '{path}' holds no line; give one a line", what=what, path=path))
     return lines

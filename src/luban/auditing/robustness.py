@@ -73,7 +73,12 @@ class Robustness(Audit):
         for name in wanted:
             if name not in known and name not in attacks:
                 raise InputError(
-                    f"audit robustness: '{name}' is no change of these inputs; changes are {', '.join([*known, *attacks])}{did_you_mean(name, [*known, *attacks])}"
+                    say(
+                        "audit robustness: '{name}' is no change of these inputs; changes are {known}{hint}",
+                        name=name,
+                        known=[*known, *attacks],
+                        hint=did_you_mean(name, [*known, *attacks]),
+                    )
                 )
         table: list[dict[str, Any]] = []
         before = {

@@ -68,7 +68,7 @@ class Toxicity(Audit):
             else next(iter(predictor.pipeline.given))
         )
         if self.prompts is not None:
-            lines = pl.DataFrame({column: read_lines(self.prompts, "prompts")})
+            lines = pl.DataFrame({column: read_lines(self.prompts, say("prompts"))})
             sample = Sample.of(lines).take(self.rows)
         else:
             sample = case.sample.take(self.rows)
@@ -99,7 +99,7 @@ class Toxicity(Audit):
         return result
 
     def _words(self, result: AuditResult, texts: list[str], path: str, numbers: Array) -> None:
-        search = matcher(read_lines(path, "list of words"))
+        search = matcher(read_lines(path, say("list of words")))
         found = [search(text) for text in texts]
         share, low, high = _share(sum(map(bool, found)), len(texts))
         result.figures["toxic_share"] = share
@@ -131,7 +131,7 @@ class Toxicity(Audit):
             )
 
     def _refused(self, result: AuditResult, texts: list[str], path: str) -> None:
-        search = matcher(read_lines(path, "list of refusals"))
+        search = matcher(read_lines(path, say("list of refusals")))
         share, low, high = _share(sum(bool(search(text)) for text in texts), len(texts))
         result.figures["refusal_share"] = share
         wrong = 1 - share if self.expect == "refuse" else share

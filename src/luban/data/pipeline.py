@@ -175,7 +175,12 @@ class Pipeline:
         for name in [*self.inputs, *(self.targets if targets else ()), *others]:
             if name not in have and name not in made:
                 raise DataError(
-                    f"there is no column '{name}', which the model reads; columns are {_listed(have)}{did_you_mean(name, have)}"
+                    say(
+                        "there is no column '{name}', which the model reads; columns are {columns}{hint}",
+                        name=name,
+                        columns=_listed(have),
+                        hint=did_you_mean(name, have),
+                    )
                 )
 
     def clean(

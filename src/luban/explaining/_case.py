@@ -130,8 +130,12 @@ class Case:
         pipeline = predictor.pipeline
         if target is not None and target not in pipeline.scored:
             raise InputError(
-                f"there is no target '{target}' to explain; targets are {', '.join(pipeline.scored) or 'none'}"
-                + did_you_mean(target, pipeline.scored)
+                say(
+                    "there is no target '{target}' to explain; targets are {targets}{hint}",
+                    target=target,
+                    targets=[*pipeline.scored] or say("none"),
+                    hint=did_you_mean(target, pipeline.scored),
+                )
             )
         target = target or next(iter(pipeline.scored), "")
         cleaned = predictor.clean(rows)
@@ -158,11 +162,27 @@ class Case:
         classes = self.classes
         if label is not None:
             if not classes:
-                what = f"'{self.target}' is a number" if self.target else "the model predicts no class"
-                raise InputError(f"{what}, so there is no class '{label}' to explain; leave --class out")
+                what = (
+                    say("'{target}' is a number", target=self.target)
+                    if self.target
+                    else say("the model predicts no class")
+                )
+                raise InputError(
+                    say(
+                        "{what}, so there is no class '{label}' to explain; leave --class out",
+                        what=what,
+                        label=label,
+                    )
+                )
             if label not in classes:
                 raise InputError(
-                    f"'{self.target}' has no class '{label}'; classes are {', '.join(classes[:20])}{did_you_mean(label, classes)}"
+                    say(
+                        "'{target}' has no class '{label}'; classes are {classes}{hint}",
+                        target=self.target,
+                        label=label,
+                        classes=classes[:20],
+                        hint=did_you_mean(label, classes),
+                    )
                 )
             return np.full(len(self), classes.index(label), dtype=np.int64)
         if not classes or not len(self):
@@ -440,4 +460,8 @@ def require_rows(case: Case) -> None:
     """
     if not len(case):
         reason = next(iter(case.unreadable.values()), "")
-        raise DataError(f"there is no row to explain{': ' + reason if reason else ''}")
+        raise DataError(
+            say("there is no row to explain: {reason}", reason=reason)
+            if reason
+            else say("there is no row to explain")
+        )

@@ -94,9 +94,15 @@ def module_of(case: Case, column: str, layer: str | None, *, first: bool = False
         if len(ending) == 1:
             return ending[0]
         if layer not in known:
-            shown = ", ".join(f"{name} ({'×'.join(map(str, shape))})" for name, shape in known.items())
             raise InputError(
-                f"no layer '{layer}' makes maps of '{column}'; layers are {shown or 'none'}{did_you_mean(layer, known)}"
+                say(
+                    "no layer '{layer}' makes maps of '{column}'; layers are {layers}{hint}",
+                    layer=layer,
+                    column=column,
+                    layers=[f"{name} ({'×'.join(map(str, shape))})" for name, shape in known.items()]
+                    or say("none"),
+                    hint=did_you_mean(layer, known),
+                )
             )
         return layer
     if first:
@@ -144,7 +150,11 @@ def with_gradients(case: Case, layer: str) -> Iterator[tuple[int, int, Tensor, T
             score = case.score(batch, case.chosen[start:stop])
             if not score.requires_grad:  # gradients begin at the layer alone
                 raise InputError(
-                    f"the score of '{case.target}' does not depend on what layer '{layer}' makes; name another layer"
+                    say(
+                        "the score of '{target}' does not depend on what layer '{layer}' makes; name another layer",
+                        target=case.target,
+                        layer=layer,
+                    )
                 )
             (gradient,) = torch.autograd.grad(score.sum(), tap.output)
         yield start, stop, tap.output.detach(), gradient, score.detach()

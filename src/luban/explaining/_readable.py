@@ -137,8 +137,10 @@ class Readable:
             self.features = features
         if not parts:
             raise DataError(
-                f"no word of {', '.join(readable_columns(self.case))} occurs in two of the rows, so there is nothing that a person "
-                "could read; hand over more rows"
+                say(
+                    "no word of {columns} occurs in two of the rows, so there is nothing that a person could read; hand over more rows",
+                    columns=readable_columns(self.case),
+                )
             )
         return sparse.csr_matrix(sparse.hstack([sparse.csr_matrix(part) for part in parts]))
 

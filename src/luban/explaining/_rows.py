@@ -87,12 +87,14 @@ def with_truth(case: Case) -> tuple[Case, Array, list[str]]:
     """
     if case.target not in case.frame.columns:
         raise DataError(
-            f"there is no column '{case.target}' in the rows, and what the model predicts is to be compared with it; "
-            "hand over rows that hold it"
+            say(
+                "there is no column '{target}' in the rows, and what the model predicts is to be compared with it; hand over rows that hold it",
+                target=case.target,
+            )
         )
     known = case.processor.known(case.frame[case.target]).fill_null(False).to_numpy()
     if not known.any():
-        raise DataError(f"no row has a value of '{case.target}' that the model knows")
+        raise DataError(say("no row has a value of '{target}' that the model knows", target=case.target))
     missing = int((~known).sum())
     notes: list[str] = []
     if missing:

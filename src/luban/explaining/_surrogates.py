@@ -13,6 +13,7 @@ from luban.errors import MissingError
 from luban.explaining._base import Explanation
 from luban.explaining._case import Case
 from luban.explaining._units import Switches
+from luban.sentences import say
 
 __all__ = ["captum", "explain_by"]
 
@@ -30,7 +31,9 @@ def captum() -> Any:
         return importlib.import_module("captum.attr")
     except ImportError:
         raise MissingError(
-            "LIME and Kernel SHAP are computed by the captum package, which is not installed: pip install 'luban[explain]'"
+            say(
+                "LIME and Kernel SHAP are computed by the captum package, which is not installed: pip install 'luban[explain]'"
+            )
         ) from None
 
 

@@ -19,6 +19,7 @@ from luban.errors import InputError
 from luban.explaining._base import Explanation, Part
 from luban.explaining._case import Case
 from luban.explaining._text import Pieces
+from luban.sentences import say
 
 __all__ = ["TokenCase", "flat", "together"]
 
@@ -84,7 +85,10 @@ def together(case: TokenCase, each: Sequence[Explanation], output: Pieces, chose
             own = one.parts[column]
             if own.kind != "tokens":
                 raise InputError(
-                    f"explainer '{one.method}' gives no value a token, so it cannot say which led to which"
+                    say(
+                        "explainer '{method}' gives no value a token, so it cannot say which led to which",
+                        method=one.method,
+                    )
                 )
             # What was read comes first, and what was written in order.
             rows[i, : len(own.pieces)] = own.values

@@ -59,7 +59,10 @@ class ActivationMaps(Explainer):
             if self.show == "filters":
                 if not isinstance(module, nn.Conv2d):
                     raise InputError(
-                        f"layer '{layer}' is no convolution and has no filters; name one that is, or take show=maps"
+                        say(
+                            "layer '{layer}' is no convolution and has no filters; name one that is, or take show=maps",
+                            layer=layer,
+                        )
                     )
                 filters = module.weight.detach().double().mean(1).cpu().numpy()  # (N, h, w)
                 order = np.argsort(-np.abs(filters).sum((1, 2)), kind="stable")[: self.count]

@@ -78,7 +78,10 @@ class AttentionRollout(Explainer):
             return say("it needs the attention of a Transformer, of Luban's own or of type huggingface")
         decided = [one for one in readers if isinstance(one, ForeignClassifier)]
         if decided:
-            return f"the architecture '{decided[0].architecture}' pools in a way of its own as a classifier, so nobody can tell where attention is read off"
+            return say(
+                "the architecture '{kind}' pools in a way of its own as a classifier, so nobody can tell where attention is read off",
+                kind=decided[0].architecture,
+            )
         silent = [one for one in readers if isinstance(one, ForeignEncoder) and not _tells(one)]
         if silent:
             kind = getattr(silent[0].model.config, "model_type", "unknown")

@@ -92,11 +92,16 @@ class Counterfactual(Explainer):
         for column in self.keep:
             if column not in case.inputs:
                 raise InputError(
-                    f"received column '{column}' to keep, but columns are {', '.join(case.inputs)}{did_you_mean(column, case.inputs)}"
+                    say(
+                        "received column '{column}' to keep, but columns are {columns}{hint}",
+                        column=column,
+                        columns=[*case.inputs],
+                        hint=did_you_mean(column, case.inputs),
+                    )
                 )
         free = [column for column in self._free(case) if column not in self.keep]
         if not free:
-            raise InputError("all columns are kept, so nothing can change; keep fewer")
+            raise InputError(say("all columns are kept, so nothing can change; keep fewer"))
         tried = Alternatives(case, free, self.values, self.words)
         scores = [float(one) for one in case.scores_of(case.frame)]
         parts: list[dict[str, Part]] = []

@@ -103,6 +103,8 @@ class Embeddings(Explainer):
                 _, counts = np.unique(named, return_counts=True)
                 pairs = counts * (counts - 1) / (len(named) * (len(named) - 1))
                 quality["same_label_by_chance"] = float(pairs.sum())
+        if len(case) < 2:
+            notes.append(say("1 row alone has no neighbours; hand over more rows"))
         if self.map != "none" and len(case) >= _FEWEST:
             points, own = self._map(vectors, case.seed)
             quality |= own
@@ -131,7 +133,11 @@ class Embeddings(Explainer):
             return values.to_list() if numeric else as_words(values).to_list()
         if self.label is not None:
             raise DataError(
-                f"there is no column '{self.label}' to label rows by; columns are {', '.join(case.frame.columns)}"
+                say(
+                    "there is no column '{label}' to label rows by; columns are {columns}",
+                    label=self.label,
+                    columns=[*case.frame.columns],
+                )
             )
         if not case.target:
             return None

@@ -91,8 +91,9 @@ class Influence(Explainer):
         require_rows(case)
         if case.training is None:
             raise DataError(
-                "the training rows are not found: the file that the recipe names is gone, or is not the one that was trained on; "
-                "put it back where the recipe says, or hand over the data"
+                say(
+                    "the training rows are not found: the file that the recipe names is gone, or is not the one that was trained on; put it back where the recipe says, or hand over the data"
+                )
             )
         truth = self._truth(case)
         models, shares = _models(case, self.checkpoints)
@@ -123,7 +124,7 @@ class Influence(Explainer):
                     influence += share * own.dot(theirs, cosine=self.cosine)
                 best.add(influence, places, part)
         if not looked:
-            raise DataError("no training row can be read, so none can be said to have mattered")
+            raise DataError(say("no training row can be read, so none can be said to have mattered"))
         return self._tell(case, best, looked, seen, len(models))
 
     def _truth(self, case: Case) -> Array:
@@ -131,13 +132,20 @@ class Influence(Explainer):
         if self.of == "truth" or not case.classes:
             if case.target not in case.frame.columns:
                 raise DataError(
-                    f"the loss of {'the truth' if case.classes else 'a number'} is asked for, and the rows have no column '{case.target}'; "
-                    "hand over rows that hold it"
+                    say(
+                        "the loss of {what} is asked for, and the rows have no column '{target}'; hand over rows that hold it",
+                        what=say("the truth") if case.classes else say("a number"),
+                        target=case.target,
+                    )
                 )
             known, _, notes = with_truth(case)
             if notes:
                 raise DataError(
-                    f"the loss of the truth is asked for, and the '{case.target}' of {len(case) - len(known)} rows is unknown; leave them out"
+                    say(
+                        "the loss of the truth is asked for, and the '{target}' of {n} rows is unknown; leave them out",
+                        target=case.target,
+                        n=len(case) - len(known),
+                    )
                 )
             return _target_of(case, case.frame)
         if case.processor.task == "multilabel":
@@ -293,7 +301,10 @@ def _models(case: Case, folder: str | None) -> tuple[list[nn.Module], list[float
     found = sorted(Path(folder).glob("step-*/tensors.safetensors"))
     if not found:
         raise InputError(
-            f"'{folder}' holds no checkpoint of a run; name the folder 'train' of an artefact, or leave checkpoints out"
+            say(
+                "'{folder}' holds no checkpoint of a run; name the folder 'train' of an artefact, or leave checkpoints out",
+                folder=folder,
+            )
         )
     models, rates = [], []
     for path in found:
@@ -305,7 +316,10 @@ def _models(case: Case, folder: str | None) -> tuple[list[nn.Module], list[float
             model.load_state_dict(weights)
         except RuntimeError:
             raise InputError(
-                f"'{path}' holds weights of another form than the artefact's (an adapter was merged, perhaps); leave checkpoints out"
+                say(
+                    "'{path}' holds weights of another form than the artefact's (an adapter was merged, perhaps); leave checkpoints out",
+                    path=path,
+                )
             ) from None
         models.append(model.eval())
         rates.append(_rate_of(path.with_name("state.json")))
@@ -326,7 +340,10 @@ def _rate_of(path: Path) -> float:
         return float(state["step"]["optimizer"]["param_groups"][0]["lr"])
     except (OSError, ValueError, LookupError, TypeError):
         raise InputError(
-            f"'{path}' names no learning rate, by which its weights would count; leave checkpoints out"
+            say(
+                "'{path}' names no learning rate, by which its weights would count; leave checkpoints out",
+                path=path,
+            )
         ) from None
 
 

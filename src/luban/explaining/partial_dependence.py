@@ -12,7 +12,7 @@ from pydantic import Field as Option
 from luban.data.contracts import Array, Encoded
 from luban.data.processors._base import as_numbers, as_words
 from luban.data.processors.date import as_times
-from luban.errors import InputError, did_you_mean
+from luban.errors import DataError, InputError, did_you_mean
 from luban.explaining._base import Explainer, Survey
 from luban.explaining._case import Case
 from luban.explaining._rows import Index, column_of, outputs_of, sample
@@ -76,6 +76,7 @@ class PartialDependence(Explainer):
 
         Raises:
             InputError: if there is no such column or class.
+            DataError: if no column has two values.
         """
         columns, wanted = self._columns(case), self._classes(case)
         case, notes = sample(case, self.rows, np.random.default_rng(case.seed))
@@ -97,6 +98,10 @@ class PartialDependence(Explainer):
                 self._tell(tables, column, name, labels, curves[:, :, k], case.numbers)
             if case.predictor.pipeline.inputs[column].type == "number":
                 tables["ale"] += _ale(case, column, self.grid, wanted)
+        if not tables["strength"]:
+            raise DataError(
+                say("no column has two values in these rows, so nothing can move; hand over more rows")
+            )
         tables["strength"].sort(key=lambda line: -line["deviation"])
         notes += _tied(case, columns)
         rest = [column for column in case.inputs if column not in _movable(case)]
@@ -138,7 +143,12 @@ class PartialDependence(Explainer):
         for column in self.columns:
             if column not in movable:
                 raise InputError(
-                    f"received column '{column}', but columns that can move are {', '.join(movable)}{did_you_mean(column, movable)}"
+                    say(
+                        "received column '{column}', but columns that can move are {movable}{hint}",
+                        column=column,
+                        movable=[*movable],
+                        hint=did_you_mean(column, movable),
+                    )
                 )
         return self.columns or movable
 
@@ -148,7 +158,13 @@ class PartialDependence(Explainer):
         for name in self.classes:
             if name not in names:
                 raise InputError(
-                    f"received class '{name}', but classes of '{case.target}' are {', '.join(names[:20]) or 'none'}{did_you_mean(name, names)}"
+                    say(
+                        "received class '{name}', but classes of '{target}' are {classes}{hint}",
+                        name=name,
+                        target=case.target,
+                        classes=names[:20] or say("none"),
+                        hint=did_you_mean(name, names),
+                    )
                 )
         if not names:
             return {0: None}

@@ -72,11 +72,16 @@ class PermutationImportance(Explainer):
         case, drawn = sample(case, self.rows, generator)
         if drawn:
             case, truth, _ = with_truth(case)
+        if len(case) < 2:
+            raise DataError(say("a column of 1 row cannot be shuffled; hand over more rows"))
         whole = self._outputs(case, None, generator)
         value = score(truth, whole)
         if math.isnan(value):
             raise DataError(
-                f"{score.metric} is not defined on these rows, perhaps because they are all of one class; hand over others, or name another metric"
+                say(
+                    "{metric} is not defined on these rows, perhaps because they are all of one class; hand over others, or name another metric",
+                    metric=score.metric,
+                )
             )
         weights = [row for some in resamples(len(case), self.resamples, case.seed) for row in some]
         values = [score(truth, whole, weight) for weight in weights]
@@ -141,7 +146,13 @@ class _Score:
         known = names(self.task, len(self.classes or []))
         if metric is not None and metric not in known:
             raise InputError(
-                f"received metric '{metric}', but metrics of '{case.target}' are {', '.join(known)}{did_you_mean(metric, known)}"
+                say(
+                    "received metric '{metric}', but metrics of '{target}' are {known}{hint}",
+                    metric=metric,
+                    target=case.target,
+                    known=[*known],
+                    hint=did_you_mean(metric, known),
+                )
             )
         self.metric = metric or _HEADLINE[self.task]
         self.sign = -1.0 if is_loss(self.metric) else 1.0

@@ -78,21 +78,34 @@ class Probe(Explainer):
         column = self.column or case.target
         if column not in case.frame.columns:
             raise DataError(
-                f"there is no column '{column}' in the rows, which is to be read off the layers; columns are "
-                f"{', '.join(case.frame.columns)}{did_you_mean(column, case.frame.columns)}"
+                say(
+                    "there is no column '{column}' in the rows, which is to be read off the layers; columns are {columns}{hint}",
+                    column=column,
+                    columns=[*case.frame.columns],
+                    hint=did_you_mean(column, case.frame.columns),
+                )
             )
         case = some_rows(case, np.flatnonzero(case.frame[column].is_not_null().to_numpy()))
         case, notes = sample(case, self.rows, generator)
         truth, classes = _truth(case.frame[column], column, number=_is_number(case, column))
         if len(case) < _FEWEST:
             raise DataError(
-                f"a probe is fitted to {_FEWEST} rows at least, and there are {len(case)}; hand over more"
+                say(
+                    "a probe is fitted to {least} rows at least, and there are {n}; hand over more",
+                    least=_FEWEST,
+                    n=len(case),
+                )
             )
         order = generator.permutation(len(case))
         held = order[: max(2, round(self.held_out * len(case)))]
         rest = order[len(held) :]
         if classes and len(np.unique(truth[rest])) < 2:
-            raise DataError(f"nearly all rows have the same '{column}', so there is nothing to tell apart")
+            raise DataError(
+                say(
+                    "nearly all rows have the same '{column}', so there is nothing to tell apart",
+                    column=column,
+                )
+            )
         lines = []
         for name, states in states_of(case, self.pool).items():
             line = {"layer": name, "width": states.shape[1]}
@@ -152,13 +165,21 @@ def _truth(values: pl.Series, column: str, *, number: bool | None) -> tuple[Arra
         filled = numbers.fill_null(numbers.mean())
         if filled.null_count() or filled.n_unique() < 2:
             raise DataError(
-                f"'{column}' holds fewer than two different numbers, so there is nothing to read off"
+                say(
+                    "'{column}' holds fewer than two different numbers, so there is nothing to read off",
+                    column=column,
+                )
             )
         return filled.to_numpy(), []
     words = as_words(values).fill_null("")
     names, places = np.unique(np.asarray(words.to_list(), dtype=object).astype(str), return_inverse=True)
     if not 2 <= len(names) <= _CLASSES:
         raise DataError(
-            f"'{column}' holds {len(names):,} different word{'s' if len(names) > 1 else ''}, and a probe tells 2 to {_CLASSES} apart; name another column, or hand over other rows"
+            say(
+                "a probe tells 2 to {most} different words of '{column}' apart, and there are {n:,}; name another column, or hand over other rows",
+                most=_CLASSES,
+                column=column,
+                n=len(names),
+            )
         )
     return places.astype(np.int64), names.tolist()

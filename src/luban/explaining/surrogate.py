@@ -84,18 +84,24 @@ class Surrogate(Explainer):
         case, notes = sample(case, self.rows, generator)
         if len(case) < _FEWEST:
             raise DataError(
-                f"a surrogate is fitted to {_FEWEST} rows at least, and there are {len(case)}; hand over more"
+                say(
+                    "a surrogate is fitted to {least} rows at least, and there are {n}; hand over more",
+                    least=_FEWEST,
+                    n=len(case),
+                )
             )
         said = self._said(case)
         if len(np.unique(said)) < 2:
-            raise DataError("the model says the same of all these rows, so there is nothing to imitate")
+            raise DataError(say("the model says the same of all these rows, so there is nothing to imitate"))
         order = generator.permutation(len(case))
         held = order[: max(2, round(self.held_out * len(case)))]
         rest = np.sort(order[len(held) :])
         if len(np.unique(said[rest])) < 2:
             raise DataError(
-                f"the model says the same of all {len(rest):,} rows that a surrogate is fitted to, the others being held out; "
-                "hand over more rows, or change --seed"
+                say(
+                    "the model says the same of all {n:,} rows that a surrogate is fitted to, the others being held out; hand over more rows, or change --seed",
+                    n=len(rest),
+                )
             )
         reader = Readable(
             case, self.text, self.vocabulary, weigh=self.kind == "linear" and self._has_text(case)

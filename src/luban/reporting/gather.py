@@ -30,6 +30,7 @@ from luban.reporting._absent import Absent
 from luban.reporting._columns import summary
 from luban.reporting._explaining import explain
 from luban.reporting.baselines import baselines_of, xz
+from luban.sentences import say
 
 __all__ = ["LIMIT", "Options", "gather"]
 
@@ -93,7 +94,7 @@ def gather(
     own = Origin.find(artefact.recipe, artefact.lineage, predictor.pipeline)
     pipeline = predictor.pipeline
     if chunks is not None:
-        reservoir = Reservoir(options.limit, lambda n: console.stage("measuring", n), room=_ROOM)
+        reservoir = Reservoir(options.limit, lambda n: console.stage(say("measuring"), n), room=_ROOM)
         waiting = iter(chunks)
         first = next(waiting, None)
         if first is None:
@@ -117,7 +118,7 @@ def gather(
             rows = Sample.draw(
                 own.split(measured["on"]),
                 options.limit,
-                lambda n: console.stage("reading rows", n),
+                lambda n: console.stage(say("reading rows"), n),
                 room=_ROOM,
             )
     train: Sample | Absent
@@ -127,7 +128,7 @@ def gather(
         train = Sample.draw(
             own.split("train"),
             4 * options.limit,
-            lambda n: console.stage("reading training rows", n),
+            lambda n: console.stage(say("reading training rows"), n),
             room=_ROOM,
         )
     console.end_stage()
@@ -274,7 +275,7 @@ def _looked_at(
     if not len(given):
         reason = Absent("no_rows").to_json()
         return empty | _without(pipeline, written, reason)
-    console.say(f"predicting {len(given):,} rows")
+    console.say(say("predicting {n:,} rows", n=len(given)))
     scores = _scores(predictor, cleaned)
     learnt = _learnt(predictor, train)
     background = learnt.take(_BACKGROUND).rows if isinstance(learnt, Sample) and len(learnt.rows) else None
@@ -295,7 +296,7 @@ def _looked_at(
             result["examples"][target] = Absent("private").to_json()
         elif options.examples:
             chosen = _examples.choose(task, truth, scores[target], threshold_of(processor), options.examples)
-            console.say(f"explaining rows of {target}")
+            console.say(say("explaining rows of '{target}'", target=target))
             result["examples"][target] = _examples.examples(predictor, given, target, chosen, truth, why)
         if task == "regression" and not options.private:
             pairs = np.stack([truth, scores[target]], axis=1)[:_POINTS]
@@ -344,7 +345,7 @@ def _deciding(
     drawn = Sample.draw(
         own.split("validation"),
         4 * options.limit,
-        lambda n: console.stage("reading validation rows", n),
+        lambda n: console.stage(say("reading validation rows"), n),
         room=_ROOM,
     )
     console.end_stage()
@@ -376,7 +377,7 @@ def _baselines(
         return train.to_json()
     if not len(train.rows):
         return Absent("no_rows").to_json()
-    console.say(f"baselines of {target} on {len(train.rows):,} training rows")
+    console.say(say("baselines of '{target}' on {n:,} training rows", target=target, n=len(train.rows)))
     found = baselines_of(
         predictor.pipeline,
         target,
@@ -409,7 +410,7 @@ def _of_language(
     else:
         texts = [str(one["row"].get(column, "")) for one in artefact.sample]
     if options.examples and texts:
-        console.say("writing samples")
+        console.say(say("writing samples"))
         result["speech"] = _examples.speech(predictor, texts, min(3, options.examples))
     if not speaker.causal:
         result["baselines"][column] = Absent("masked").to_json()
@@ -422,7 +423,7 @@ def _of_language(
     elif speaker.text.type == "chat":
         result["baselines"][column] = Absent("chat").to_json()
     else:
-        console.say("the baseline: xz")
+        console.say(say("the baseline: xz"))
         learnt = _learnt(predictor, train)
         assert isinstance(learnt, Sample)
         cleaned = predictor.clean(rows.rows) if len(rows.rows) else rows.rows

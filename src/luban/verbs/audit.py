@@ -84,12 +84,17 @@ def audit(
     console = console or Console()
     if fail_on is not None and fail_on not in SEVERITIES[:3]:
         raise InputError(
-            f"received --fail-on '{fail_on}', but severities are {', '.join(SEVERITIES[:3])}{did_you_mean(fail_on, SEVERITIES[:3])}"
+            say(
+                "received --fail-on '{fail_on}', but severities are {severities}{hint}",
+                fail_on=fail_on,
+                severities=SEVERITIES[:3],
+                hint=did_you_mean(fail_on, SEVERITIES[:3]),
+            )
         )
     if limit < 1:
-        raise InputError(f"received --limit {limit}, but at least one row must be looked at")
+        raise InputError(say("received --limit {limit}, but at least one row must be looked at", limit=limit))
     if output is not None and Path(output).is_dir():
-        raise InputError(f"'{output}' is a folder; name a file with -o")
+        raise InputError(say("'{output}' is a folder; name a file with -o", output=output))
     loaded = Artefact.load(artefact)
     predictor = of_artefact(loaded, device=device)
     case = Case(predictor, Sample.of(pl.DataFrame()))
@@ -104,7 +109,12 @@ def audit(
     for name in by:
         if name not in case.rows.columns:
             raise DataError(
-                f"there is no column '{name}' of groups; columns are {', '.join(case.rows.columns)}{did_you_mean(name, case.rows.columns)}"
+                say(
+                    "there is no column '{name}' of groups; columns are {columns}{hint}",
+                    name=name,
+                    columns=[*case.rows.columns],
+                    hint=did_you_mean(name, case.rows.columns),
+                )
             )
     if against is not None:
         case.against = _drawn(loaded, predictor, against, None, limit, console)
@@ -208,7 +218,11 @@ def _drawn(
     sample = Sample.draw(chunks, limit, lambda rows: console.stage(say("reading"), rows), room=ROOM)
     console.end_stage()
     if not len(sample.rows):
-        raise DataError("there is no row to look at" + (f" in split '{split}'" if split else ""))
+        raise DataError(
+            say("there is no row to look at in split '{split}'", split=split)
+            if split
+            else say("there is no row to look at")
+        )
     predictor.pipeline.require(sample.rows.columns, targets=False)
     console.say(say("looking at {sample}", sample=sample))
     return sample

@@ -113,7 +113,7 @@ def compare(
     }
     console = console or Console()
     for warning in warnings:
-        console.say(f"careful: {warning}")
+        console.say(say("careful: {what}", what=warning))
     options = Options(examples=0, baselines=baselines, private=any(is_private(one) for one in artefacts))
     pairs = list(zip(artefacts, predictors, strict=True))
     if data is None:
@@ -137,7 +137,7 @@ def compare(
                     n=scored.skipped[_OTHERWISE],
                 )
             )
-            console.say(f"careful: {warnings[-1]}")
+            console.say(say("careful: {what}", what=warnings[-1]))
         for side, speed in zip(sides, _speeds(predictors, first, shared), strict=True):
             side |= speed
         if output is not None:

@@ -107,13 +107,15 @@ def explain(
     if output is not None:
         files.require_place(Path(output), force, lambda folder: (folder / "summary.json").is_file())
     if limit is not None and limit < 0:
-        raise InputError(f"received --limit {limit}, but it is a number of rows, or 0 for all")
+        raise InputError(
+            say("received --limit {limit}, but it is a number of rows, or 0 for all", limit=limit)
+        )
     loaded = Artefact.load(artefact)
     predictor = of_artefact(loaded, device=device)
     chunks = chunks_of(data, list(predictor.pipeline.inputs))
     first = next(chunks, None)
     if first is None or not len(first):
-        raise DataError("there is no row to explain")
+        raise DataError(say("there is no row to explain"))
     training = training_of(loaded, predictor)
     run = _Run(
         predictor,
@@ -158,8 +160,8 @@ def explain(
         explanations = []
         _write_rows(Path(output), result, found, run, force, lang)
     if not run.count:
-        reason = next(iter(run.unreadable.values()), "there is no row")
-        raise DataError(f"no row can be explained: {reason}")
+        reason = next(iter(run.unreadable.values()), say("there is no row"))
+        raise DataError(say("no row can be explained: {reason}", reason=reason))
     result |= {"explanations": explanations} if output is None else {}
     return result | run.summary()
 
@@ -175,9 +177,13 @@ def explain_rows(
     background: pl.DataFrame | None = None,
     seed: int = 0,
 ) -> list[Explanation]:
-    """Explain some rows with a loaded artefact, as `explain` does; for who holds both already."""
+    """Explain some rows, each by itself, with a loaded artefact, as `explain` does; for who holds both already.
+
+    Raises:
+        InputError: if the explainer does not fit the model, or is about the whole set; the sentence names those that do.
+    """
     run = _Run(predictor, target, label, seed, False, None, 20, None, background, Console())
-    explainer = run.choose(method, list(options), rows)
+    explainer = run.choose(method, list(options), rows, each=True)
     return list(run.rows(explainer, iter([rows]), 0))
 
 
@@ -197,6 +203,8 @@ class _Run:
         background: pl.DataFrame | Callable[[], Background | None] | None,
         console: Console,
     ) -> None:
+        if seed < 0:
+            raise InputError(say("received --seed {seed}, but it is 0 or more", seed=seed))
         self.predictor, self.target, self.label, self.seed = predictor, target, label, seed
         self.quality, self.target_text, self.max_tokens = quality, target_text, max_tokens
         self.training, self.background, self.console = training, background, console
@@ -205,19 +213,31 @@ class _Run:
         columns = [*scored, *([] if speaks is None else [speaks.column])]
         if speaks is not None and target is not None and target not in columns:
             raise InputError(
-                f"there is no target '{target}' to explain; targets are {', '.join(columns)}{did_you_mean(target, columns)}"
+                say(
+                    "there is no target '{target}' to explain; targets are {targets}{hint}",
+                    target=target,
+                    targets=[*columns],
+                    hint=did_you_mean(target, columns),
+                )
             )
         of_tokens = speaks is not None and (target or columns[0]) == speaks.column
         self.written = of_tokens and writes(predictor)
         self.hidden = of_tokens and fills(predictor)
         if (self.written or self.hidden) and label is not None:
-            what = "writes a text" if self.written else "fills in hidden words"
+            what = say("writes a text") if self.written else say("fills in hidden words")
             raise InputError(
-                f"the model {what}, so there is no class '{label}' to explain; leave --class out"
+                say(
+                    "the model {what}, so there is no class '{label}' to explain; leave --class out",
+                    what=what,
+                    label=label,
+                )
             )
         if not (self.written or self.hidden) and target_text is not None:
             raise InputError(
-                f"--target-text is for a model that writes texts or fills in hidden words; this artefact predicts {', '.join(scored) or 'vectors'}"
+                say(
+                    "--target-text is for a model that writes texts or fills in hidden words; this artefact predicts {targets}",
+                    targets=[*scored] or say("vectors"),
+                )
             )
         self.count = 0
         self.of: int | None = None
@@ -242,25 +262,45 @@ class _Run:
 
     # --- the explainer -------------------------------------------------------------------------------------
 
-    def choose(self, method: str | None, options: list[str], rows: pl.DataFrame) -> Explainer:
-        """Return the explainer that is asked for, or one that suits.
+    def choose(
+        self, method: str | None, options: list[str], rows: pl.DataFrame, *, each: bool = False
+    ) -> Explainer:
+        """Return the explainer that is asked for, or one that suits; with `each`, only one that explains each row by itself.
 
         Raises:
             InputError: if it does not fit; the sentence names those that do.
         """
         if method is not None and method not in names(SECTION):
             raise InputError(
-                f"there is no explainer '{method}'; explainers are {', '.join(names(SECTION))}{did_you_mean(method, names(SECTION))}"
+                say(
+                    "there is no explainer '{method}'; explainers are {known}{hint}",
+                    method=method,
+                    known=names(SECTION),
+                    hint=did_you_mean(method, names(SECTION)),
+                )
             )
         trial = self._trial(rows)
         if method is None:
             method = default(trial)
         explainer = cast(Explainer, options_from(lookup(SECTION, method), options, f"explainer {method}"))
         why = refusal(explainer, trial)
+        if why is None and each and explainer.scope == "set":
+            why = say("it looks at the rows together and explains none by itself; luban.explain asks it")
         if why is not None:
-            fitting = [name for name in names(SECTION) if name != method and _fits(name, trial)]
+            fitting = [
+                name
+                for name in names(SECTION)
+                if name != method
+                and _fits(name, trial)
+                and not (each and lookup(SECTION, name).scope == "set")
+            ]
             raise InputError(
-                f"explainer '{method}' does not fit this artefact: {why}; those that fit are {', '.join(fitting) or 'none'}"
+                say(
+                    "explainer '{method}' does not fit this artefact: {why}; those that fit are {fitting}",
+                    method=method,
+                    why=why,
+                    fitting=[*fitting] or say("none"),
+                )
             )
         return explainer
 
@@ -435,8 +475,8 @@ def refusal(explainer: Explainer, case: Case) -> str | None:
     """Return why an explainer does not fit a case; None if it does."""
     if isinstance(case, TokenCase) and not explainer.of_written:
         if case.writes:
-            return "the model writes texts, and it explains no tokens that are written"
-        return "the model fills in hidden words, and it explains none"
+            return say("the model writes texts, and it explains no tokens that are written")
+        return say("the model fills in hidden words, and it explains none")
     return explainer.refusal(case)
 
 

@@ -19,6 +19,7 @@ from luban.data.contracts import Source
 from luban.errors import DataError, LubanError
 from luban.predict import frame_of
 from luban.recipe import Section, anchor, source_from
+from luban.sentences import say
 
 __all__ = ["chunks_of", "is_literal", "open_data", "read_again"]
 
@@ -73,7 +74,11 @@ def chunks_of(data: str, columns: list[str], chunk_rows: int = 8192) -> Iterator
             rows = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"the literal row is no JSON ({error}); write for instance {_example(columns)}"
+                say(
+                    "the literal row is no JSON ({error}); write for instance {example}",
+                    error=error,
+                    example=_example(columns),
+                )
             ) from None
         if rows != []:
             yield frame_of(rows if isinstance(rows, list) else [rows])
@@ -83,7 +88,11 @@ def chunks_of(data: str, columns: list[str], chunk_rows: int = 8192) -> Iterator
         yield frame_of([{columns[0]: data}])
     else:
         raise DataError(
-            f"there is no file '{data}'; give a file, '-' for JSON lines on standard input, or a row such as {_example(columns)}"
+            say(
+                "there is no file '{data}'; give a file, '-' for JSON lines on standard input, or a row such as {example}",
+                data=data,
+                example=_example(columns),
+            )
         )
 
 
@@ -134,10 +143,12 @@ def _lines(stream: IO[bytes], chunk_rows: int) -> Iterator[pl.DataFrame]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"this line is no JSON object ({error})", at=f"standard input:{number}") from None
+            raise DataError(
+                say("this line is no JSON object ({error})", error=error), at=f"standard input:{number}"
+            ) from None
         if not isinstance(row, dict):
             raise DataError(
-                f"a line holds one JSON object, but this one holds {type(row).__name__}",
+                say("a line holds one JSON object, but this one holds {kind}", kind=type(row).__name__),
                 at=f"standard input:{number}",
             )
         rows.append(row)

@@ -63,10 +63,14 @@ def reading(name: str, kind: str | None = None) -> Iterator[None]:
         ) from error
     except (PolarsError, PanicException, OSError, EOFError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(f"the disk is full ({error}); free some space and start again") from error
+            raise MachineError(
+                say("the disk is full ({error}); free some space and start again", error=error)
+            ) from error
         reason = one_line(str(error) or type(error).__name__)
         what = f"'{name}' is damaged or is not {kind}" if kind else f"'{name}' cannot be read"
-        raise DataError(f"{what} ({reason}); write or fetch it again, or name its true type") from error
+        raise DataError(
+            say("{what} ({reason}); write or fetch it again, or name its true type", what=what, reason=reason)
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,9 @@ def find(path: str | list[str]) -> list[File]:
     """
     paths = [path] if isinstance(path, str) else path
     if not paths or not all(paths):
-        raise DataError(f"received {path!r} where a path, a glob, a URL or a list of them belongs")
+        raise DataError(
+            say("received {path!r} where a path, a glob, a URL or a list of them belongs", path=path)
+        )
     return [file for one in paths for file in (_find_url(one) if "://" in one else _find_local(one))]
 
 
@@ -137,10 +143,19 @@ def _find_local(path: str) -> list[File]:
         return [File(path, expanded)]
     if os.path.isdir(expanded):
         raise DataError(
-            f"'{path}' is a folder where a file belongs; write '{path.rstrip('/')}/*' for all files in it"
+            say(
+                "'{path}' is a folder where a file belongs; write '{files}' for all files in it",
+                path=path,
+                files=f"{path.rstrip('/')}/*",
+            )
         )
     if os.path.exists(expanded):
-        raise DataError(f"'{path}' is a device or a pipe where a file belongs; save the data to a file first")
+        raise DataError(
+            say(
+                "'{path}' is a device or a pipe where a file belongs; save the data to a file first",
+                path=path,
+            )
+        )
     if glob.has_magic(expanded):
         found = [File(one, one) for one in sorted(glob.glob(expanded, recursive=True)) if os.path.isfile(one)]
         if not found:
@@ -181,23 +196,31 @@ def _find_url(url: str) -> list[File]:
     try:
         system, path = url_to_fs(url)
     except ImportError as error:
-        raise MissingError(f"'{url}' needs a package that is not installed: {error}") from error
+        raise MissingError(
+            say("'{url}' needs a package that is not installed: {error}", url=url, error=error)
+        ) from error
     except ValueError as error:
-        raise DataError(f"'{url}' is not a URL that can be read: {error}") from error
+        raise DataError(
+            say("'{url}' is not a URL that can be read: {error}", url=url, error=error)
+        ) from error
     if isinstance(system, LocalFileSystem):
         return _find_local(path)
     with reading(url):
         if glob.has_magic(path) and not system.exists(path):
             found = sorted(one for one in system.glob(path) if system.isfile(one))
             if not found:
-                raise DataError(f"no file matches '{url}'; see what is there")
+                raise DataError(say("no file matches '{url}'; see what is there", url=url))
             return [File(system.unstrip_protocol(one), one, system) for one in found]
         if system.isdir(path):
             raise DataError(
-                f"'{url}' is a folder where a file belongs; write '{url.rstrip('/')}/*' for all files in it"
+                say(
+                    "'{path}' is a folder where a file belongs; write '{files}' for all files in it",
+                    path=url,
+                    files=f"{url.rstrip('/')}/*",
+                )
             )
         if not system.exists(path):
-            raise DataError(f"'{url}' does not exist; give a file that exists")
+            raise DataError(say("'{url}' does not exist; give a file that exists", url=url))
     return [File(url, path, system)]
 
 
@@ -234,7 +257,7 @@ def _zstd() -> Any:
     try:
         zstandard = importlib.import_module("zstandard")
     except ImportError:
-        raise MissingError("zstd files need the package zstandard: pip install 'luban[zstd]'") from None
+        raise MissingError(say("zstd files need the package zstandard: pip install 'luban[zstd]'")) from None
     return zstandard.ZstdDecompressor().decompressobj()
 
 
@@ -280,4 +303,10 @@ def _unpack(name: str, blocks: Iterable[bytes], packer: str, make: Callable[[], 
             yield data
             block = decoder.unused_data
     if not decoder.eof:
-        raise DataError(f"'{name}' is a {packer} file that is cut short; write or fetch it again")
+        raise DataError(
+            say(
+                "'{name}' is a {packer} file that is cut short; write or fetch it again",
+                name=name,
+                packer=packer,
+            )
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import polars as pl
 from pydantic import Field, PrivateAttr
@@ -14,6 +14,7 @@ from luban.data.contracts import Source, in_seconds
 from luban.data.sources._files import File, find, one_line
 from luban.data.sources._text import Text
 from luban.errors import DataError
+from luban.sentences import say
 
 __all__ = ["Files", "Schema", "TextFiles", "checked_names", "nulled", "rechunk"]
 
@@ -81,10 +82,15 @@ class Files(Source):
             empty = False
             yield chunk
         if empty:
-            more = f" and {len(files) - 1} more" * (len(files) > 1)
+            values: dict[str, Any] = {"file": files[0].name, "columns": one_line(", ".join(names))}
             raise DataError(
-                f"'{files[0].name}'{more} has columns ({one_line(', '.join(names))}) but no rows; give a file that "
-                "has rows"
+                say("'{file}' has columns ({columns}) but no rows; give a file that has rows", **values)
+                if len(files) == 1
+                else say(
+                    "'{file}' and {n} more has columns ({columns}) but no rows; give a file that has rows",
+                    n=len(files) - 1,
+                    **values,
+                )
             )
 
     def fingerprint(self) -> str:

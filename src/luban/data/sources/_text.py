@@ -110,7 +110,7 @@ class Text:
                 yield self._decoded(block, codec or "utf-8", line)
                 line += block.count(b"\n")
             if line == 0:
-                raise DataError(f"'{self.file.name}' is empty; give a file that has rows")
+                raise DataError(say("'{file}' is empty; give a file that has rows", file=self.file.name))
 
     def _lines(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Regroup blocks to whole lines, about `BLOCK` bytes of them."""

@@ -108,7 +108,9 @@ class Csv(TextFiles):
         except csv.Error as error:
             raise DataError(self._reason(error), at=f"{file.name}:1") from None
         if header is None:
-            raise DataError(f"'{file.name}' has blank lines only; give a file that has a header and rows")
+            raise DataError(
+                say("'{file}' has blank lines only; give a file that has a header and rows", file=file.name)
+            )
         names = checked_names(header, f"{file.name}:{reader.line_num}")
         return names, reader.line_num + 1, chain([first.read().encode()], blocks)
 

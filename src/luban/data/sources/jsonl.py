@@ -18,6 +18,7 @@ from luban.data.sources._tables import Schema, TextFiles, nulled
 from luban.data.sources._text import Text
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Jsonl"]
 
@@ -68,8 +69,10 @@ class Jsonl(TextFiles):
             names.update(dict.fromkeys(row))
         if not names:
             raise DataError(
-                f"'{file.name}' holds no object with a key; "
-                'give rows such as {"text": "good", "label": "1"}'
+                say(
+                    '\'{file}\' holds no object with a key; give rows such as {{"text": "good", "label": "1"}}',
+                    file=file.name,
+                )
             )
         return dict.fromkeys(self.keys or names, pl.String())
 
@@ -172,7 +175,7 @@ def _array(blocks: Iterator[str], name: str, decoder: json.JSONDecoder) -> Itera
         if bracket:
             if text[start:].strip() or any(block.strip() for block in blocks):
                 raise DataError(
-                    "something stands after the end of the array; keep one array in a file",
+                    say("something stands after the end of the array; keep one array in a file"),
                     at=f"{name}:{line}",
                 )
             return
@@ -202,5 +205,9 @@ def _malformed(error: Exception, at: str) -> DataError:
     else:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(str(error))
     return DataError(
-        f"this is not JSON ({reason}); write one object a line, or one array of objects in the file", at=at
+        say(
+            "this is not JSON ({reason}); write one object a line, or one array of objects in the file",
+            reason=reason,
+        ),
+        at=at,
     )
