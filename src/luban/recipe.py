@@ -925,6 +925,10 @@ def options_from(
     """
     document = Document(data=dict(values) if isinstance(values, Mapping) else {})
     for text in () if isinstance(values, Mapping) else values:
+        if "=" not in text:
+            raise RecipeError(
+                f"option '{text}' is not of the form key=value; {label} takes {', '.join(cls.model_fields)}"
+            )
         _override(document, text)
     try:
         return cls.model_validate(document.data)

@@ -49,6 +49,22 @@ def test_everything_that_fits_is_done_and_what_does_not_says_why(made: Path, lub
     assert all(value is None or abs(value) < 1e9 for value in found["figures"].values())
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_few_rows_accuse_nobody(made: Path, luban: Luban, rows: int) -> None:
+    people(rows, seed=6).write_csv(made / "few.csv")
+    ran = luban("audit", made / "model", made / "few.csv", "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    # Four rows may well differ from those it learnt from; one tells nothing.
+    accused = [one for one in found["findings"] if one["severity"] in ("high", "medium")]
+    assert {one["audit"] for one in accused} <= ({"drift"} if rows > 1 else set())
+    assert f"needs 10 rows at least, and {rows} have a known truth" in found["left_out"]["labels"]
+    assert f"30 rows at least, and {rows} have a known truth" in found["left_out"]["calibration"]
+    asked = luban("audit", made / "model", made / "few.csv", "--only", "labels")
+    assert asked.code == 2
+    assert "hand over more, or lower labels.folds" in asked.err
+
+
 def test_a_finding_makes_the_exit_code_one_only_if_asked(made: Path, luban: Luban) -> None:
     drifted = made / "drifted.csv"
     people(300, seed=6).with_columns((people(300, seed=6)["luck"] + 9).alias("luck")).write_csv(drifted)

@@ -9,12 +9,15 @@ from pydantic import Field as Option
 
 from luban.auditing._base import Audit, AuditResult, Case, Severity
 from luban.decisions.conformal import Conformal
+from luban.errors import DataError
 from luban.evaluation.metrics import Task, measure
 from luban.evaluation.run import threshold_of
 from luban.registry import register
 from luban.sentences import say
 
 __all__ = ["Calibration", "coverage_interval"]
+
+_FEWEST = 30  # as few rows as a group of the audit fairness may have
 
 
 @register("audits")
@@ -43,6 +46,14 @@ class Calibration(Audit):
 
     def run(self, case: Case) -> AuditResult:
         scored = case.scored
+        if len(scored.rows) < _FEWEST:
+            raise DataError(
+                say(
+                    "calibration is a matter of {least} rows at least, and {n} have a known truth; hand over more",
+                    least=_FEWEST,
+                    n=len(scored.rows),
+                )
+            )
         result = AuditResult(self.type, rows=len(scored.rows))
         result.notes.append(
             say(

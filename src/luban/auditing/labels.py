@@ -15,6 +15,7 @@ from luban.auditing._base import Audit, AuditResult, Case, Severity
 from luban.auditing._small import Features, out_of_fold
 from luban.data.contracts import Array
 from luban.data.processors._deciding import class_shares
+from luban.errors import DataError
 from luban.registry import register
 from luban.sentences import Sentence, say
 
@@ -73,6 +74,15 @@ class Labels(Audit):
     def run(self, case: Case) -> AuditResult:
         scored = case.scored.take(self.rows)
         n = len(scored.rows)
+        if self.predictions == "small" and n < 2 * self.folds:
+            raise DataError(
+                say(
+                    "a second opinion of {folds} folds needs {least} rows at least, and {n} have a known truth; hand over more, or lower labels.folds",
+                    folds=self.folds,
+                    least=2 * self.folds,
+                    n=n,
+                )
+            )
         result = AuditResult(self.type, rows=n)
         result.notes.append(
             say(

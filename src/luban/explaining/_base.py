@@ -102,9 +102,9 @@ class Part:
     def to_json(self) -> dict[str, Any]:
         """Return plain data; what is empty is left out."""
         result: dict[str, Any] = {"kind": self.kind, "values": plain(self.values)}
-        if self.pieces:
+        if self.pieces or self.kind in ("tokens", "matrix"):  # a text of blanks has none
             result["pieces"] = [one.to_json() for one in self.pieces]
-        if self.outputs:
+        if self.outputs or self.kind == "matrix":
             result["outputs"] = [one.to_json() for one in self.outputs]
         if self.names:
             result["names"] = self.names
