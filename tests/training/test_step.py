@@ -231,7 +231,7 @@ class _Learner(registry.lookup("objectives", "mean_squared")):  # type: ignore[m
     def after_update(self) -> None:
         self._updates += 1
         with torch.no_grad():
-            self._shift.by -= self._shift.by.grad / self._updates
+            self._shift.by -= 0.1 * self._shift.by.grad / self._updates
         self._shift.by.grad = None
 
     def state(self) -> dict[str, Any]:
@@ -242,18 +242,39 @@ class _Learner(registry.lookup("objectives", "mean_squared")):  # type: ignore[m
         self._updates = state["updates"]
 
 
-def _check(cls: type[Objective]) -> None:
+def _check(cls: type[Objective], model: nn.Module | None = None) -> None:
     """Check a class of objectives as if a recipe could name it."""
     batch = make_batch(9)
     outputs = {key: value.detach() for key, value in Heads()(batch).items()}
     one = cls.model_validate({"target": "price"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "parse", lambda self, data: one)  # a local class stands in no registry
-        check_objective(one, FACTS, outputs, batch)
+        check_objective(one, FACTS, outputs, batch, model=model)
 
 
-def test_check_objective_lets_a_learner_go_on_after_a_checkpoint() -> None:
-    _check(_Learner)
+@pytest.mark.parametrize("of_its_own", [False, True])
+def test_check_objective_lets_a_learner_go_on_after_a_checkpoint(of_its_own: bool) -> None:
+    model = Heads() if of_its_own else None
+    _check(_Learner, model)
+    assert model is None or all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_check_objective_runs_the_model_that_it_is_handed() -> None:
+    """What an objective makes of the model by itself is checked, too: a pass that differs each time is no loss to go on with."""
+
+    class Restless(_Learner):
+        _passes: int = PrivateAttr(default=0)
+
+        def forward(self, model: nn.Module, batch: Batch) -> Any:
+            self._passes += 1
+            return {
+                name: replace(part, total=part.total * self._passes)
+                for name, part in super().forward(model, batch).items()
+            }
+
+    _check(Restless)
+    with pytest.raises(AssertionError, match="the loss is another"):
+        _check(Restless, Heads())
 
 
 @pytest.mark.parametrize(
