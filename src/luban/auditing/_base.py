@@ -321,7 +321,7 @@ class Case:
     @cached_property
     def scored(self) -> Scored:
         """The rows whose truth is known, with predictions."""
-        return self.score(self.rows, "predicting")
+        return self.score(self.rows, say("predicting"))
 
     def score(self, frame: pl.DataFrame, stage: str = "") -> Scored:
         """Predict rows whose truth is known and that can be read.
