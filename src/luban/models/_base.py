@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from luban.data.contracts import Spec
+from luban.data.contracts import Processor, Spec
 from luban.recipe import Data, Sized
 
 __all__ = ["Model"]
@@ -36,6 +37,11 @@ class Model(Sized):
 
     def complete(self, data: Data) -> list[str]:
         """Fill in what this model needs of the data section and the recipe leaves out; return what was derived, in sentences."""
+        return []
+
+    def follow(self, inputs: Mapping[str, Processor]) -> list[str]:
+        """Fill in what this model takes from the fitted inputs and the recipe leaves out, before it is built anew; return what was
+        derived, in sentences. What an artefact holds is filled in already."""
         return []
 
     def portable(self) -> Self:

@@ -13,6 +13,7 @@ read by the default encoders, so that several inputs of several kinds fuse witho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -20,7 +21,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from luban.data.batch import Batch
-from luban.data.contracts import Field, Spec
+from luban.data.contracts import Field, Processor, Spec
 from luban.errors import RecipeError, did_you_mean
 from luban.models._base import Model
 from luban.models._encoders import (
@@ -174,6 +175,16 @@ class Family(Model):
                 said += other.complete(alone)
                 data.inputs[column] = alone.inputs[column]
         return said
+
+    def follow(self, inputs: Mapping[str, Processor]) -> list[str]:
+        """Let the families of single columns take what they need from these; see `Model.follow`."""
+        others = self._others().items()
+        return [
+            said
+            for column, one in others
+            if column in inputs
+            for said in one.follow({column: inputs[column]})
+        ]
 
     def portable(self) -> Self:
         """Return the options without the files that families of single columns were started from."""

@@ -8,6 +8,7 @@ The modules themselves, and how a flat batch goes through them, are in `luban.mo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -15,7 +16,7 @@ from pydantic import Field as Option
 from pydantic import model_validator
 from torch import nn
 
-from luban.data.contracts import Field, Spec
+from luban.data.contracts import Field, Processor, Spec
 from luban.data.processors.text import Text
 from luban.errors import ArtefactError, RecipeError
 from luban.models._decoding import pair_of
@@ -25,11 +26,13 @@ from luban.models._foreign import (
     ForeignLanguageModel,
     ForeignMaskedModel,
     cleaned,
+    configuration_of,
     positions_of,
     pretrained,
 )
 from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._foreign_pair import ForeignPair, lengths_of, with_defaults
+from luban.models._foreign_tokens import following
 from luban.models._layers import Count, Rate
 from luban.models._low_rank import merging
 from luban.models._network import TOKENS, Family, Network
@@ -77,7 +80,8 @@ class HuggingFace(Family):
     from_: str | None = Option(default=None, alias="from")
     """A directory of Hugging Face or `dataset:NAME`, whose weights and tokenizer to start from; new weights if left out."""
     config: dict[str, Any] | None = None
-    """The configuration, as config.json has it; that of `from` if left out."""
+    """The configuration, as config.json has it; that of `from` if left out. Of new weights, what it leaves out of its vocabulary (its size,
+    and which tokens fill, begin and end texts) is the tokenizer's, not that of the published model which the architecture's class has."""
     pool: Literal["first", "mean", "last", "max"] = "mean"
     """What of the states is a text's vector: the first token's, the last one's, their mean or maximum. A classifier has a way of
     its own."""
@@ -182,6 +186,8 @@ class HuggingFace(Family):
                         "with their own; remove one of them"
                     )
                 options |= {"tokenizer": self.from_, "lowercase": False}
+            if self.from_ is None and self._read_at_end:
+                options["end"] = True
             options = {key: value for key, value in options.items() if key not in given}
             data.inputs[column] = type(text).model_validate(
                 {**{k: getattr(text, k) for k in given}, **options}
@@ -233,6 +239,42 @@ class HuggingFace(Family):
             )
         return said
 
+    def follow(self, inputs: Mapping[str, Processor]) -> list[str]:
+        """Let new weights have the tokens of the tokenizer; see `Model.follow`."""
+        said = super().follow(inputs)
+        texts = {c: p for c, p in inputs.items() if isinstance(p, Text) and c not in self.encoders}
+        if self.from_ is not None or self.config is None or len(texts) != 1:
+            return said  # of several texts, `build` says so
+        ((column, text),) = texts.items()
+        if not (found := following(self.config, column, text)):
+            return said
+        if self._read_at_end and found.get("eos_token_id", 0) is None:
+            raise RecipeError(
+                f"a classifier of type '{self.config['model_type']}' is read at the end token, and '{column}' has none; set its 'end' to true"
+            )
+        before, self.config = self.config, {**self.config, **found}
+        if self.task == "seq2seq":
+            self.start = found.get("decoder_start_token_id") if self.start is None else self.start
+        else:
+            self._lower_positions(positions_of(before), column, text)
+        shown = ", ".join(f"{key} {value}" for key, value in found.items() if isinstance(value, int))
+        return [*said, f"model.config: {shown}, as the tokenizer of '{column}'"]
+
+    def _lower_positions(self, before: int | None, column: str, text: Text) -> None:
+        """Take fewer positions than with the padding that the class has: some count them from the number of the padding token."""
+        assert self.config is not None
+        room = positions_of(self.config)
+        if room is None or before is None or room >= before:
+            return
+        if text.max_length is not None and text.max_length > room:
+            raise RecipeError(
+                f"the padding token of '{column}' is number {self.config['pad_token_id']}, from which an architecture of type "
+                f"'{self.config['model_type']}' counts its positions, so that it takes {room} tokens of a text; set max_length of {column} to as many, or "
+                "raise max_position_embeddings in model.config"
+            )
+        if self.max_positions is not None:
+            self.max_positions = min(self.max_positions, room)
+
     @property
     def writes(self) -> bool:
         """A text column among the targets, as an encoder with a decoder."""
@@ -254,6 +296,12 @@ class HuggingFace(Family):
         assert self.config is not None
         limits = (self.max_positions, lengths_of(self.config)[1])
         return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def _read_at_end(self) -> bool:
+        """Whether it is a classifier that reads its decoder's state at the end token."""
+        assert self.config is not None
+        return self.task == "classifier" and bool(configuration_of(self.config).is_encoder_decoder)
 
     def _longest(self) -> int:
         """Return the tokens of a text where the recipe names no number."""
@@ -360,10 +408,9 @@ class HuggingFace(Family):
 def _edges_of(path: str | None, config: dict[str, Any]) -> dict[str, Any]:
     """Return the tokens that texts begin and end with, by the names of the options: as a directory says, or a configuration alone."""
     if path is None:
-        # Tokens that a class forces are those of a published tokenizer, and with new weights the tokenizer is another.
-        known = with_defaults(config)
-        forced = {key: config.get(key) for key in ("forced_bos_token_id", "forced_eos_token_id")}
-        return edges_of({**known, **forced}, None)
+        return edges_of(
+            config, None
+        )  # a class has those of a published tokenizer, and with new weights it is another
     found = open_checkpoint(path)
     if found.kind == "luban":
         return {key: found.config["model"].get(key) for key in _EDGES}

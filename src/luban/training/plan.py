@@ -112,6 +112,7 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
     grouped = [column for objective in _listed(recipe) for column in objective.groups(recipe.data)]
     prepared = prepare(recipe.data, raw_text=texts, marked=list(dict.fromkeys(grouped)), report=report)
     objectives = _objectives(recipe, prepared, derived)
+    derived += family.follow({c: p for c, p in prepared.pipeline.inputs.items() if c not in aside})
     made: dict[str, Field] = {}
     for objective in objectives:
         made.update(objective.bind(prepared.pipeline, getattr(family, "max_positions", None)))
