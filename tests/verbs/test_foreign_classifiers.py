@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import luban
 from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._network import Network
 from luban.predict import load
@@ -83,7 +84,7 @@ def published(folder: Path, kind: str, **more: Any) -> tuple[Any, Any]:
         sizes = {
             key: one for key, one in SMALL.items() if (kind, key) != ("xlnet", "max_position_embeddings")
         }
-    options = {**sizes, **KINDS[kind], **special, **LABELS, **more}
+    options = {**sizes, **KINDS.get(kind, {}), **special, **LABELS, **more}
     config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **options)
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():  # norms and biases begin at one and zero, which would hide a swap
@@ -145,6 +146,39 @@ def test_import_predict_and_export(kind: str, tmp_path: Path, luban: Luban) -> N
         torch.testing.assert_close(one, other, msg=name, rtol=0, atol=0)
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     for text, other in zip(TEXTS, expected, strict=True):
+        torch.testing.assert_close(logits_of(again, reader, text), other, rtol=1e-5, atol=1e-5)
+
+
+POSITIONED: dict[str, dict[str, Any]] = {
+    "longformer": {"attention_window": 4},
+    "ibert": {},
+    "lilt": {"hidden_size": 48},
+    "data2vec-text": {},
+}
+"""Which count positions from the number of the padding."""
+
+
+@pytest.mark.parametrize("kind", POSITIONED)
+def test_a_null_where_padding_cannot_be_done_without(kind: str, tmp_path: Path) -> None:
+    usual = transformers.AutoConfig.for_model(kind).pad_token_id
+    more = {**POSITIONED[kind], "pad_token_id": usual}
+    model, tokenizer = published(tmp_path / "theirs", kind, **more)
+    rewrite(tmp_path / "theirs" / "config.json", pad_token_id=None)
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    texts = [
+        *TEXTS,
+        "☃ and ☃",
+    ]  # of which the tokenizer knows nothing: its [UNK] is the padding of most of these classes
+    expected = [logits_of(model, tokenizer, text) for text in texts]
+    predictor = load(tmp_path / "ours")
+    with torch.no_grad():
+        found = predictor.model(predictor.batch([{"text": text} for text in texts]))["label.logits"]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert luban.export(tmp_path / "ours", tmp_path / "back")["drift"] < 1e-5
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "back").eval()
+    assert again.config.pad_token_id == usual
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    for text, other in zip(texts, expected, strict=True):
         torch.testing.assert_close(logits_of(again, reader, text), other, rtol=1e-5, atol=1e-5)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+import luban
 from luban.errors import RecipeError
 from luban.generation.reader import Reader
 from luban.predict import load
 from tiny_case import Luban
 
 transformers = pytest.importorskip("transformers")
-from published import SMALL, TEMPLATE, TEXTS, byte_pairs, publish, states_of  # noqa: E402
+from published import SMALL, TEMPLATE, TEXTS, byte_pairs, publish, states_of, wordpiece  # noqa: E402
 
 KINDS: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
@@ -204,6 +205,21 @@ def test_a_masked_model_fills_masks_as_there(kind: str, tmp_path: Path, luban: L
     assert ours.speaker is not None
     with pytest.raises(RecipeError, match="reads texts in both directions and does not generate"):
         Reader(ours.model, 1, 8)
+
+
+def test_positions_are_counted_from_the_padding_that_the_model_was_made_with(tmp_path: Path) -> None:
+    """Whatever the tokenizer calls by that name."""
+    torch.manual_seed(0)
+    tokenizer = wordpiece()
+    config = transformers.AutoConfig.for_model(
+        "data2vec-text", **SMALL, vocab_size=len(tokenizer), pad_token_id=3
+    )
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    assert tokenizer.pad_token_id == 0
+    luban.import_model(tmp_path / "theirs", tmp_path / "ours")
+    assert luban.export(tmp_path / "ours", tmp_path / "back")["drift"] < 1e-5
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "back").pad_token_id == 3
 
 
 @pytest.mark.parametrize("head", ["Model", "ForPreTraining"])

@@ -143,6 +143,8 @@ def _write_foreign(
     if text.pad_id is None and options.config.get("pad_token_id") is not None:
         special["pad_token_id"] = options.config["pad_token_id"]
     said = {key: value for key, value in special.items() if value is not None}
+    if isinstance(made_with := getattr(encoder.model.config, "pad_token_id", None), int):
+        said["pad_token_id"] = made_with  # from which some count positions, whatever the tokenizer calls it
     write_json(
         folder / "config.json",
         {**options.config, "architectures": [architecture], "torch_dtype": "float32", **said},
@@ -184,7 +186,9 @@ def _write_classifier(
         "architectures": [architecture],
         "torch_dtype": "float32",
     }
-    if not encoder.names_padding and text.pad_id is not None:
+    if encoder.names_padding:
+        config["pad_token_id"] = encoder.padding  # of those that cannot do without, what the class has
+    elif text.pad_id is not None:
         config["pad_token_id"] = text.pad_id  # without one transformers takes one text at a time
     write_json(folder / "config.json", config)
     tensors = {name.removeprefix("model."): value for name, value in encoder.state_dict().items()}
