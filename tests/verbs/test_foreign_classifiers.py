@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import luban
+from luban.errors import RecipeError
 from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._network import Network
 from luban.predict import load
@@ -195,6 +196,29 @@ def test_segments_are_those_that_the_tokenizer_tells_of(tmp_path: Path) -> None:
     assert (again.task, again.segments) == ("classifier", segments)
     rewrite(tmp_path / "theirs" / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
     assert parse(given).segments == []
+
+
+def test_segments_are_left_out_where_the_model_has_none(rows: Path, tmp_path: Path) -> None:
+    """As transformers leaves them out, whatever its tokenizer tells of; a recipe that names them is refused."""
+    model, _ = published(tmp_path / "theirs", "mpnet")
+    tokenizer_of("xlnet").save_pretrained(tmp_path / "theirs")  # which tells of a segment of [CLS]
+    given = {"type": "huggingface", "task": "classifier", "from": str(tmp_path / "theirs")}
+    assert Section("models").parse(given).segments == []  # type: ignore[attr-defined]
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert 2 in tokenizer(TEXTS[0])["token_type_ids"]
+    theirs = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+    for row, found in zip(ROWS, load(tmp_path / "ours").predict(ROWS), strict=True):
+        scores = {one["label"]: one["score"] for one in theirs([row["text"]])[0]}
+        assert found["label.scores"] == pytest.approx(scores, abs=1e-5)
+    recipe = {
+        "data": {"train": str(rows), "inputs": {"text": "text"}, "targets": {"label": "category"}},
+        "model": {**given, "segments": [[], [2]]},
+    }
+    with pytest.raises(
+        RecipeError, match=r"model\.segments does nothing with an architecture of type 'mpnet'"
+    ):
+        luban.train(recipe, output=tmp_path / "tuned")
 
 
 def test_a_multi_label_classifier(tmp_path: Path, luban: Luban) -> None:

@@ -52,6 +52,7 @@ __all__ = [
     "configuration_of",
     "even",
     "gradients_of",
+    "has_segments",
     "joined",
     "looked_up",
     "near",
@@ -155,6 +156,14 @@ def _class_of(task: str, configuration: Any) -> Any:
             "take task encoder, or another model"
         )
     return getattr(transformers, _CLASSES[task])
+
+
+def has_segments(config: Mapping[str, Any]) -> bool:
+    """Whether the sequence classifier of an architecture can be told which segment a token is of; transformers drops it else."""
+    configuration = configuration_of(config)
+    made = _transformers().MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(configuration), nn.Module)
+    one = made[0] if isinstance(made, tuple | list) else made
+    return "token_type_ids" in inspect.signature(one.forward).parameters
 
 
 def _made(task: str, configuration: Any) -> nn.Module:

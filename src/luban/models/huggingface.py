@@ -27,6 +27,7 @@ from luban.models._foreign import (
     ForeignMaskedModel,
     cleaned,
     configuration_of,
+    has_segments,
     positions_of,
     pretrained,
 )
@@ -87,7 +88,8 @@ class HuggingFace(Family):
     its own."""
     segments: list[list[Annotated[int, Option(ge=0)]]] = []
     """Of a classifier: the tokens of segment 1, those of segment 2 and so on, where not all are of segment 0 (XLNet's and Funnel's
-    [CLS] may be of segment 2); if left out, as the tokenizer of `from` has it where its `model_input_names` lists token_type_ids."""
+    [CLS] may be of segment 2); if left out, as the tokenizer of `from` has it where its `model_input_names` lists token_type_ids and
+    the architecture takes them. transformers leaves them out of one that does not, to which all tokens are alike."""
     dropout: Rate | list[Rate] = 0.1
     """Dropout after hidden layers; without any, on what the heads read. 0 for a classifier, which has its own, if left out."""
     max_positions: Count | None = None
@@ -122,7 +124,8 @@ class HuggingFace(Family):
                 )
             values = {**values, "config": found, **({} if known is None else {"task": known})}
             if values.get("task") == "classifier" and "segments" not in values:
-                values["segments"] = _segments_of(values["from"])
+                told = _segments_of(values["from"])  # transformers leaves them out where the model has none
+                values["segments"] = told if any(told) and has_segments(found) else []
         if values.get("task") == "classifier" and "dropout" not in values and not values.get("hidden"):
             values = {**values, "dropout": 0.0}
         config = values.get("config")
@@ -174,6 +177,11 @@ class HuggingFace(Family):
         """Give the texts the tokenizer that came with the weights, and a length that the model takes."""
         if self.task == "seq2seq":
             return self._complete_pair(data) + super().complete(data)
+        if self.config is not None and any(self.segments) and not has_segments(self.config):
+            raise RecipeError(
+                f"model.segments does nothing with an architecture of type '{self.config['model_type']}', which has no token_type_ids: all tokens are "
+                "alike to it, those of a second text too; remove the key"
+            )
         said: list[str] = []
         texts = {c: p for c, p in data.inputs.items() if isinstance(p, Text) and c not in self.encoders}
         for column, text in texts.items():
