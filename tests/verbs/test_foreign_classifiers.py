@@ -183,6 +183,25 @@ def test_a_null_where_padding_cannot_be_done_without(kind: str, tmp_path: Path) 
         torch.testing.assert_close(logits_of(again, reader, text), other, rtol=1e-5, atol=1e-5)
 
 
+def test_bigbird_comes_back_as_it_was_run(tmp_path: Path) -> None:
+    """Attending to the whole of a text, also of one that is long enough for its blocks."""
+    more = {"block_size": 2, "num_random_blocks": 1, "attention_type": "block_sparse"}
+    model, tokenizer = published(tmp_path / "theirs", "big_bird", **more)
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    long = " ".join(TEXTS[2:3] * 5)
+    ids = tokenizer(long, return_tensors="pt")["input_ids"]
+    assert ids.shape[1] > (5 + 2 * 1) * 2  # from which on attention would be sparse
+    predictor = load(tmp_path / "ours")
+    with torch.no_grad():
+        found = predictor.model(predictor.batch([{"text": long}]))["label.logits"]
+        assert (model(ids).logits - found).abs().max() > 1e-2
+    assert luban.export(tmp_path / "ours", tmp_path / "back")["drift"] < 1e-5
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "back").eval()
+    assert again.config.attention_type == "original_full"
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, found, rtol=1e-5, atol=1e-5)
+
+
 def test_segments_are_those_that_the_tokenizer_tells_of(tmp_path: Path) -> None:
     """And go with the artefact; a tokenizer that tells its model of none leaves all in the first."""
     _, tokenizer = published(tmp_path / "theirs", "xlnet")

@@ -19,7 +19,7 @@ from luban.data.processors.chat import Chat
 from luban.data.processors.text import Text
 from luban.data.ragged import Ragged
 from luban.errors import InputError, ParityError
-from luban.models._foreign import ForeignLanguageModel, ForeignSpeaker
+from luban.models._foreign import ForeignEncoder, ForeignLanguageModel, ForeignSpeaker
 from luban.models._foreign_classifier import ForeignClassifier
 from luban.models._foreign_pair import ForeignPair
 from luban.models._language import Language, LanguageEncoder, encoder_of
@@ -147,7 +147,7 @@ def _write_foreign(
         said["pad_token_id"] = made_with  # from which some count positions, whatever the tokenizer calls it
     write_json(
         folder / "config.json",
-        {**options.config, "architectures": [architecture], "torch_dtype": "float32", **said},
+        {**_config_of(encoder, options), "architectures": [architecture], "torch_dtype": "float32", **said},
     )
     write_tensors(tensors, folder / "model.safetensors")
     _write_tokenizer(text, options.max_positions, folder, speaks=True)
@@ -181,7 +181,7 @@ def _write_classifier(
     own = _head(encoder.decision, head, target, processor, encoder.architecture)
     architecture = type(encoder.model).__name__
     config = {
-        **options.config,
+        **_config_of(encoder, options),
         **_labels(processor),
         "architectures": [architecture],
         "torch_dtype": "float32",
@@ -244,7 +244,8 @@ def _write_pair(artefact: Artefact, predictor: Predictor, writer: Writer, folder
     special = _special(text)
     if isinstance(model, HuggingFace):
         assert isinstance(encoder, ForeignPair)
-        config, tensors, architecture = dict(model.config or {}), _own(encoder), type(encoder.model).__name__
+        config, tensors = _config_of(encoder, model), _own(encoder)
+        architecture = type(encoder.model).__name__
         # Some number their positions by what fills, which is what the model was made with, whatever the tokenizer calls it.
         special = {key: one for key, one in special.items() if one is not None} | {
             "pad_token_id": encoder.padding
@@ -290,6 +291,15 @@ def _pair_of_ours(predictor: Predictor, model: Language) -> tuple[dict[str, Any]
             f"transformers' '{config['model_type']}' has as many tokens to write as to read, and this model has {rows:,} and {config['vocab_size']:,}; train with model.shared true"
         )
     return config, tensors, KINDS[config["model_type"]][0].language
+
+
+def _config_of(encoder: ForeignEncoder, options: HuggingFace) -> dict[str, Any]:
+    """Return the configuration of a model whose layers are those of transformers, as it is run here."""
+    config = dict(options.config or {})
+    kinds = {getattr(part, "attention_type", None) for part in encoder.model.modules()} - {None}
+    if kinds == {"original_full"}:  # BigBird's, which is sparse no more once it has read a short text
+        config["attention_type"] = "original_full"
+    return config
 
 
 def _own(encoder: ForeignSpeaker) -> dict[str, Tensor]:
