@@ -85,16 +85,26 @@ def refusal_of(case: Case) -> str | None:
         return say("it needs a score, and the model predicts no column")
     if not len(case):
         return None
-    apart = _lengths_apart(case)
-    longest = int(apart[-1][0]) if apart else 0
-    one = case.part(longest, longest + 1) if apart else case.part(0, min(2, len(case)))
-    missing = Probe(case.predictor.model, case.predictor.spec).missing(one.batch())
+    probe, missing = Probe(case.predictor.model, case.predictor.spec), []
+    for one in _telling(case):
+        missing += probe.missing(one.batch())
     if missing:
         return say(
             "no gradient can attach to '{column}', whose vectors the model looks up in a way of its own",
             column=missing[0],
         )
     return None
+
+
+def _telling(case: Case) -> list[Case]:
+    """Return a few rows by which a model shows where gradients attach: of each text one that has tokens, if any has."""
+    if apart := _lengths_apart(case):
+        longest = int(apart[-1][0])
+        return [case.part(longest, longest + 1)]
+    fields = {name for own in case.inputs.values() for name in own}
+    texts = [value for name, value in case.encoded.items() if name in fields and isinstance(value, Flat)]
+    starts = {int(np.diff(text.offsets).argmax()) for text in texts} or {0}
+    return [case.part(start, min(start + 2, len(case))) for start in sorted(starts)]
 
 
 def costs(encoded: Encoded, n: int) -> npt.NDArray[np.int64]:
@@ -198,7 +208,7 @@ def attribute(
     with frozen(case.predictor.model), settled() if much else nullcontext():
         for rows, steps in _runs_within(groups, cost, len(alphas), budget):
             sites, deltas, score = one_pass(rows, all_alphas[steps])
-            if not sites:  # texts without a token
+            if not any(site.values.numel() for site in sites):  # texts without a token
                 continue
             gradients = torch.autograd.grad(score.sum(), [site.values for site in sites], allow_unused=True)
             for site, delta, gradient in zip(sites, deltas, gradients, strict=True):

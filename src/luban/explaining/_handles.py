@@ -111,6 +111,10 @@ class Probe:
         with frozen(self.model), self.attached(batch, lambda site: site.actual) as (changed, sites):
             self.model(changed)
         found = {name for site in sites for name in site.collect(torch.zeros_like(site.actual))}
+        # Of texts without a token nothing is looked up, nor would anything be attributed.
+        found |= {
+            name for name, value in batch.items() if isinstance(value, Ragged) and not len(value.values)
+        }
         for part in self.model.modules():
             if isinstance(part, ForeignEncoder) and not part.looks_up_once:
                 found -= {*part.names}
