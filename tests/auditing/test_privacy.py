@@ -253,7 +253,7 @@ def test_texts_learnt_by_heart_are_found_and_those_that_were_not_are_not(tmp_pat
     assert list(attacks) == ["loss", "zlib", "reference", "likelihood_ratio"]
     for name, row in attacks.items():
         assert (row["members"], row["others"]) == (120, 120) or name == "likelihood_ratio"
-        assert row["auc"]["low"] > 0.8, name
+        assert row["auc"]["low"] > (0.65 if name == "likelihood_ratio" else 0.8), name  # of three references
     assert attacks["reference"]["auc"]["value"] > 0.95
     assert {one["severity"] for one in audit["findings"]} == {"high"}
     audit = luban.audit(new, others, only=["privacy"])

@@ -221,7 +221,7 @@ def test_the_model_leaves_less_to_tell_and_decides_more_alike(tmp_path: Path) ->
     assert measured[name] > 0.3
     assert trained_against[name] < measured[name] / 4
     assert trained_against["accuracy"] > measured["accuracy"] - 0.12
-    assert measured["told"] > 0.2
+    assert measured["told"] > 0.15
     assert trained_against["told"] < measured["told"] / 5
 
 
