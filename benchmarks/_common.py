@@ -88,7 +88,7 @@ def say(*words: object) -> None:
 
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    from luban.training.machine import cores, processor_name
+    from luban.machine import cores, processor_name
 
     return {
         "cpu": processor_name(),

@@ -90,7 +90,7 @@ def plan_of(recipe: Mapping[str, Any], threads: int | None) -> Any:
 
 def train_ours(plan: Any, clock: str) -> None:
     """Train through the engine, as `luban.train` does, in rounds; no checkpoint is written, as none is by the peer."""
-    from luban.training import machine
+    from luban import machine
     from luban.training.engine import Engine
     from luban.training.log import Log
 

@@ -83,7 +83,7 @@ LAYERS = (
     ("data",),
     ("models.interop",),
     ("models", "decisions", "objectives"),
-    ("adapt",),
+    ("adapt", "machine"),
     ("artefact", "generation", "origin"),
     ("language",),
     ("writing",),

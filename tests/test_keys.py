@@ -25,6 +25,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
+from luban import machine
 from luban.adapt.lora import LoRA, write_peft
 from luban.artefact import build_model
 from luban.data.batch import to_batch
@@ -41,7 +42,6 @@ from luban.objectives._language import LanguageObjective
 from luban.objectives._wrapping import Wrapping
 from luban.recipe import Data, Recipe, Section, Train, load, read_yaml
 from luban.registry import SECTIONS, lookup, names
-from luban.training import machine
 from luban.training.checkpoint import Checkpoints
 from luban.training.plan import _texts_to_augment, make_plan
 from luban.training.progress import Progress

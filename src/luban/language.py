@@ -33,6 +33,7 @@ from luban.generation.engine import generate
 from luban.generation.options import Generation
 from luban.generation.reader import Piece
 from luban.generation.score import score
+from luban.machine import inference
 from luban.models._decoding import language_model_of
 from luban.objectives.causal_lm import CausalLM
 from luban.objectives.masked_lm import MaskedLM
@@ -149,23 +150,23 @@ class Speaker:
         losses = np.zeros(len(sizes))
         counts = np.zeros(len(sizes), dtype=np.int64)
         generator = torch.Generator()
-        for start, stop in _batches(np.diff(parts.offsets)):
-            encoded: Encoded = {f"{self.column}.ids": parts}
-            if answer is not None:
-                encoded[f"{self.column}.answer"] = answer
-            if self.causal:  # nothing is drawn
-                batch = self.objective.collate(
-                    to_batch(slice_rows(encoded, start, stop), self.spec), generator
-                )
-            else:
-                batch = self._hidden(encoded, start, stop, generator)
-            rows = _rows_of(batch[f"{self.column}.ids"], batch[f"{self.column}.read"])
-            moved = {name: value.to(self.device) for name, value in batch.items()}
-            with torch.inference_mode():
+        with inference(self.module, self.device):
+            for start, stop in _batches(np.diff(parts.offsets)):
+                encoded: Encoded = {f"{self.column}.ids": parts}
+                if answer is not None:
+                    encoded[f"{self.column}.answer"] = answer
+                if self.causal:  # nothing is drawn
+                    batch = self.objective.collate(
+                        to_batch(slice_rows(encoded, start, stop), self.spec), generator
+                    )
+                else:
+                    batch = self._hidden(encoded, start, stop, generator)
+                rows = _rows_of(batch[f"{self.column}.ids"], batch[f"{self.column}.read"])
+                moved = {name: value.to(self.device) for name, value in batch.items()}
                 each = self.module(moved)[f"{self.column}.tokens"].losses(moved[f"{self.column}.labels"])
-            of = document[start + rows]
-            np.add.at(losses, of, each.double().cpu().numpy())
-            np.add.at(counts, of, 1)
+                of = document[start + rows]
+                np.add.at(losses, of, each.double().cpu().numpy())
+                np.add.at(counts, of, 1)
         return [Score(float(loss), int(n), size) for loss, n, size in zip(losses, counts, sizes, strict=True)]
 
     def _hidden(self, encoded: Encoded, start: int, stop: int, generator: torch.Generator) -> Batch:

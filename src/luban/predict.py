@@ -28,7 +28,7 @@ from luban.generation.int8 import to_int8
 from luban.generation.options import Generation
 from luban.generation.reader import Piece
 from luban.language import Speaker, speaker_of
-from luban.models._settled import settled
+from luban.machine import inference
 from luban.recipe import Component, Section, options_from, read_yaml
 from luban.sentences import say
 from luban.writing import Writer, writer_of
@@ -253,7 +253,7 @@ class Predictor:
                 for c, p in self.pipeline.scored.items()
             }
         parts: dict[str, list[Array]] = {name: [] for name in wanted}
-        with torch.inference_mode(), settled():
+        with inference(self.model, self.device):
             for start in range(0, int(kept.sum()), batch_size):
                 batch = to_batch(slice_rows(encoded, start, start + batch_size), self.spec, self.device)
                 outputs = self.model(batch)

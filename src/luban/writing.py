@@ -20,6 +20,7 @@ from luban.generation.engine import Generated, generate
 from luban.generation.options import Generation
 from luban.generation.reader import Piece
 from luban.language import Score
+from luban.machine import inference
 from luban.models._decoding import pair_of
 
 __all__ = ["Writer", "writer_of"]
@@ -120,15 +121,15 @@ class Writer:
         """
         losses: list[float] = []
         counts: list[int] = []
-        for start in range(0, len(target), batch_size):
-            rows = slice_rows({**encoded, self.encoder.target: target}, start, start + batch_size)
-            batch = to_batch(rows, self.spec, self.device)
-            labels = batch[self.encoder.target]
-            assert isinstance(labels, Ragged)
-            with torch.inference_mode():
+        with inference(self.module, self.device):
+            for start in range(0, len(target), batch_size):
+                rows = slice_rows({**encoded, self.encoder.target: target}, start, start + batch_size)
+                batch = to_batch(rows, self.spec, self.device)
+                labels = batch[self.encoder.target]
+                assert isinstance(labels, Ragged)
                 each = self.module(batch)[f"{self.column}.tokens"].losses(labels.values)
                 losses += labels.like(each.double()).sum().tolist()
-            counts += labels.lengths.tolist()
+                counts += labels.lengths.tolist()
         return [
             Score(loss, count, int(size)) for loss, count, size in zip(losses, counts, sizes, strict=True)
         ]

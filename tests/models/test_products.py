@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from luban import machine
+from luban.machine import Choice, choose_products
 from luban.models import _core, _products
 from luban.models._core import Projection
 from luban.models._products import Products, alike, by_onednn, product
-from luban.training import machine
-from luban.training.machine import Choice, choose_products
 
 needs_onednn = pytest.mark.skipif(not _products.available(), reason="this PyTorch has no such operator")
 

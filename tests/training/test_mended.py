@@ -14,11 +14,12 @@ import safetensors.torch
 import torch
 
 import luban
+from luban import machine
 from luban.console import Console, Terminal
 from luban.data import prepare
 from luban.errors import ArtefactError, DataError, DivergenceError, RecipeError
 from luban.predict import load
-from luban.training import engine, machine
+from luban.training import engine
 from luban.training import plan as plans
 from luban.verbs.evaluate import evaluate
 from luban.verbs.rows import chunks_of

@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
+from luban import machine
 from luban.artefact import finish_model
 from luban.auditing._base import ROOM, SEED, Case
 from luban.data.contracts import Array
@@ -24,7 +25,6 @@ from luban.origin import Unknown
 from luban.predict import Predictor
 from luban.recipe import Component, Recipe, Section
 from luban.sentences import say
-from luban.training import machine
 from luban.training.callbacks._base import Callback
 from luban.training.engine import Engine
 from luban.training.plan import make_plan

@@ -8,7 +8,7 @@ call `Case.scores_of` on rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -30,11 +30,10 @@ from luban.data.store import slice_rows
 from luban.errors import DataError, InputError, did_you_mean
 from luban.explaining._base import Explanation, Part
 from luban.explaining._text import Pieces, pieces_of, strings
+from luban.machine import quick_products, reuse_memory
 from luban.models._encoders import is_category, is_image, is_sequence
-from luban.models._products import Products
 from luban.predict import Predictor
 from luban.sentences import say
-from luban.training.machine import Choice, choose_products, reuse_memory
 
 __all__ = ["Background", "Case", "form_of", "quickly"]
 
@@ -437,12 +436,9 @@ class Case:
 
 
 def quickly(predictor: Predictor) -> AbstractContextManager[object]:
-    """Keep large blocks of memory from pass to pass, and have matrix products made by whichever library is the quicker one on this
-    machine; measured once, by training or here."""
+    """Keep large blocks of memory from pass to pass, and have matrix products made by the quicker library."""
     reuse_memory()
-    width = max((min(p.shape) for p in predictor.model.parameters() if p.dim() == 2), default=0)
-    products, _ = choose_products("auto", Choice(predictor.device, "fp32", ""), width)
-    return Products() if products == "onednn" else nullcontext()
+    return quick_products(predictor.model, predictor.device)
 
 
 def ragged(batch: Batch, name: str) -> Ragged:

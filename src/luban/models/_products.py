@@ -2,7 +2,7 @@
 
 PyTorch hands its products to the BLAS it was linked with. Where that is MKL, processors of other makers get code for a
 narrower vector unit than they have; oneDNN, which is also inside PyTorch, goes by what the processor can do. On a Zen 5 core it
-makes 200 to 250 GFLOP/s, and MKL 100. `training.machine` measures once which one it is; nothing here decides.
+makes 200 to 250 GFLOP/s, and MKL 100. `luban.machine` measures once which one it is; nothing here decides.
 
 Within `Products`, every `F.linear` of a size that pays goes to oneDNN, whichever module calls it, and so do the products of its
 gradients. Results differ from the BLAS's in their last bits, as those of two releases of a BLAS do.

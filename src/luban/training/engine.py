@@ -21,13 +21,13 @@ from luban.data.batch import Batch, rows_in
 from luban.data.loader import ROW, Loader
 from luban.data.ragged import Ragged
 from luban.errors import DivergenceError
+from luban.machine import peak_memory_mb
 from luban.models._settled import settled
 from luban.objectives._base import Objective
 from luban.sentences import say
 from luban.training.callbacks._base import Callback
 from luban.training.checkpoint import Checkpoints, random_state, restore_random_state
 from luban.training.flops import FlopCounter
-from luban.training.machine import peak_memory_mb
 from luban.training.progress import Progress
 from luban.training.schedules._base import Schedule
 from luban.training.step import GradientStep, compute_losses

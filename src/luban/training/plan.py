@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from luban import machine
 from luban.artefact import build_model
 from luban.data.augment._base import Augmenter
 from luban.data.contracts import Field, Flat, Spec
@@ -27,7 +28,6 @@ from luban.models import _kernels
 from luban.models._base import Model
 from luban.objectives._base import Objective, TargetFacts
 from luban.recipe import Data, Recipe, Section
-from luban.training import machine
 from luban.training.callbacks._base import Callback
 from luban.training.engine import flops_of, units_in
 from luban.training.optimizers._base import Optimizer
@@ -121,10 +121,7 @@ def make_plan(recipe: Recipe, report: Report = lambda stage, rows, total: None) 
 
     torch.manual_seed(train.seed)
     model = build_model(recipe.model, recipe.adapt, spec, pretrained=True, said=derived)
-    # What a product gains is decided by the narrower side of its matrix.
-    widest = max(
-        (min(len(p), p[0].numel()) for p in model.parameters() if p.dim() >= 2 and len(p)), default=1
-    )
+    widest = machine.widest(model)
     choice = machine.choose(train.device, train.precision, widest)
     if train.precision == "auto" or train.device == "auto":
         derived.append(f"device and precision: {choice.why}")

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import torch
 
+from luban import machine
 from luban import recipe as recipes
 from luban.console import Console
 from luban.data.batch import Batch, rows_in
 from luban.data.ragged import Ragged
 from luban.errors import DivergenceError, MachineError
 from luban.recipe import Recipe
-from luban.training import machine
 from luban.training.plan import Plan, make_plan
 from luban.verbs import endings
 

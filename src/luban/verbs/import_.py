@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from luban import artefact, files
+from luban import artefact, files, machine
 from luban._version import __version__
 from luban.artefact import Artefact
 from luban.console import Console
@@ -30,7 +30,6 @@ from luban.models.interop import FAMILIES, KINDS, Checkpoint, open_checkpoint
 from luban.predict import load, of_artefact
 from luban.recipe import Recipe, Section, dump, options_from
 from luban.registry import lookup
-from luban.training import machine
 from luban.verbs import card
 from luban.verbs.lineage import versions
 

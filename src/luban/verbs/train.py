@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 import polars as pl
 import torch
 
-from luban import artefact, files
+from luban import artefact, files, machine
 from luban import recipe as recipes
 from luban._version import __version__
 from luban.artefact import Artefact
@@ -29,7 +29,6 @@ from luban.evaluation.run import TrainingScorer, evaluate
 from luban.predict import Predictor, load
 from luban.recipe import Recipe
 from luban.reporting._words import Words
-from luban.training import machine
 from luban.training.callbacks._base import Callback
 from luban.training.checkpoint import Checkpoints
 from luban.training.energy import Energy

@@ -8,17 +8,19 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from luban import files
 from luban.errors import RecipeError
-from luban.models._products import available, by_onednn
+from luban.models._products import Products, available, by_onednn
+from luban.models._settled import settled
 
 __all__ = [
     "Choice",
@@ -26,9 +28,12 @@ __all__ = [
     "choose_products",
     "cores",
     "describe",
+    "inference",
     "peak_memory_mb",
+    "quick_products",
     "reuse_memory",
     "threads",
+    "widest",
 ]
 
 _WIDTHS = (256, 1024)
@@ -193,6 +198,25 @@ def choose_products(asked: str, choice: Choice, width: int) -> tuple[str, str]:
         return "blas", "products: blas"
     gain = _measured("cpu", "onednn", _nearest(width)) / _measured("cpu", "fp32", _nearest(width))
     return "onednn" if gain >= _GAIN else "blas", f"products: oneDNN is {gain:.1f}x as quick as the BLAS"
+
+
+def widest(module: nn.Module) -> int:
+    """Return the narrower side of a model's widest matrix, which decides what a product of it gains; 1 without any."""
+    sides = (min(len(p), p[0].numel()) for p in module.parameters() if p.dim() >= 2 and len(p))
+    return max(sides, default=1)
+
+
+def quick_products(module: nn.Module, device: torch.device) -> AbstractContextManager[object]:
+    """Have a model's products in fp32 on a CPU made by whichever library is the quicker one on this machine."""
+    products, _ = choose_products("auto", Choice(device, "fp32", ""), widest(module))
+    return Products() if products == "onednn" else nullcontext()
+
+
+@contextmanager
+def inference(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Only read a model's weights within the block: nothing is kept for gradients, and what is quickest on this machine computes."""
+    with torch.inference_mode(), settled(), quick_products(module, device):
+        yield
 
 
 def choose(device: str, precision: str, width: int) -> Choice:
