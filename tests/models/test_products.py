@@ -160,3 +160,22 @@ def test_the_quicker_library_is_chosen(
     assert choose_products("auto", fp32, width)[0] == wanted
     assert choose_products("onednn", fp32, width)[0] == "onednn"
     assert choose_products("auto", bf16, width)[0] == choose_products("blas", fp32, width)[0] == "blas"
+
+
+@needs_onednn
+def test_what_only_reads_weights_takes_the_quicker_library(
+    counted: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = nn.Linear(256, 256), torch.randn(70, 256)
+    expected = layer(x).detach()
+    found = {}
+    for gain in (1.0, 2.0):
+        monkeypatch.setattr(machine, "_measured", lambda *a, gain=gain: gain if a[1] == "onednn" else 1.0)
+        with machine.inference(layer, torch.device("cpu")):
+            found[gain] = layer(x)
+        assert found[gain].is_inference()
+        assert close(found[gain], expected)
+        assert counted == ([] if gain == 1.0 else [(70, 256)])
+    with machine.inference(layer, torch.device("meta")):  # another device has a library of its own
+        layer(x)
+    assert len(counted) == 1
