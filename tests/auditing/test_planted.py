@@ -161,6 +161,20 @@ def test_the_upper_bound_of_wrong_labels_holds(
     assert np.median(bounds) < share + narrow
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_upper_bound_holds_whatever_the_order_of_the_file(first: int) -> None:
+    """Which rows an opinion of few different values is surest of is no matter of where they stand, as in a file sorted by its labels."""
+    generator = np.random.default_rng(first)
+    covered = 0
+    for _ in range(100):
+        chance = np.where(generator.random(1000) < 0.9, 0.97, 0.03)
+        wrong = generator.random(1000) < 0.1
+        labels = ((generator.random(1000) < chance) ^ wrong).astype(np.int64)
+        order = np.argsort(labels != first, kind="stable")
+        covered += noise_high(labels[order], np.stack([1 - chance, chance], 1)[order]) >= 0.1
+    assert covered >= 95
+
+
 @pytest.mark.parametrize("share", [0.05, 0.2])
 @pytest.mark.parametrize("apart", [0.7, 3.0])
 def test_the_upper_bound_holds_for_small_models_that_learnt_from_the_wrong_labels(
