@@ -192,6 +192,15 @@ def test_the_upper_bound_holds_for_small_models_that_learnt_from_the_wrong_label
     assert covered >= 38
 
 
+def test_copies_of_rows_are_counted(sound: Path) -> None:
+    """A second opinion has seen the label of a row whose copy it learnt from, so that no bound holds."""
+    rows = people(300, seed=3)
+    for frame, told in ((rows, False), (pl.concat([rows, rows]), True)):
+        notes = Labels().run(case_of(sound / "model", frame)).notes
+        assert any("300 of 600 rows have the inputs of an earlier one" in one for one in notes) is told
+        assert any("the inputs of an earlier one" in one for one in notes) is told
+
+
 def test_a_gate_on_what_cannot_be_ruled_out_is_not_met_by_a_weak_opinion(sound: Path) -> None:
     rows = people(1200, seed=5)
     chance = 1 / (1 + np.exp(-rows["skill"].to_numpy()))

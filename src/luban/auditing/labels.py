@@ -30,6 +30,7 @@ _HALF_CHI_SQUARED = (
 )
 
 _INFORMED = 10.83  # 99.9 % quantile of the same
+_COPIES = 0.01  # share of rows that stand there again, from which it is said
 _SUREST = (2, 4, 8, 16)
 """Parts of the rows that an opinion is surest of: a half, a quarter and so on."""
 
@@ -94,6 +95,16 @@ class Labels(Audit):
                 else say("a small model, {folds} folds, out of fold", folds=self.folds),
             )
         )
+        if self.predictions == "small":
+            again = n - len(np.unique(case.keys(scored.rows)))
+            if again > _COPIES * n:
+                result.notes.append(
+                    say(
+                        "{n:,} of {of:,} rows have the inputs of an earlier one: if they are copies, the second opinion has seen their labels, and too few are said to be wrong; leave copies out",
+                        n=again,
+                        of=n,
+                    )
+                )
         features = Features.of(case.predictor, scored.rows) if self.predictions == "small" else None
         shares: list[tuple[float, float] | None] = []
         for target, processor in case.targets.items():
