@@ -142,6 +142,15 @@ def test_lists_are_joined_and_gaps_are_shown_as_the_language_does() -> None:
     assert say("{value:.3f}", value=None) == "–"
 
 
+def test_a_sentence_of_many_lines_is_raised_in_one_and_still_translated() -> None:
+    for at, place in ((None, ""), ("a.csv:3", "a.csv:3：")):
+        error = DataError(say("there is no column '{name}', which the model reads; columns are {columns}{hint}",
+                              name="a\n b", columns=["c\nd", "e\n"], hint=""), at=at)  # fmt: skip
+        assert "\n" not in str(error)
+        assert translate(str(error), "zh") == f"{place}没有模型所读取的列“a b”；现有列为 c d、e"
+    assert str(DataError("a\n  b")) == "a b"
+
+
 def test_a_sentence_survives_an_error_and_an_object() -> None:
     with pytest.raises(DataError) as raised:
         raise DataError(say("the training data cannot be read ({error})", error=ValueError("no")))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from luban.sentences import say
+from luban.sentences import say, unbroken
 
 __all__ = [
     "ArtefactError",
@@ -51,9 +51,7 @@ class LubanError(Exception):
 
     def __init__(self, message: str, *, at: str | None = None) -> None:
         whole = say("{place}: {message}", place=at, message=message) if at else message
-        super().__init__(
-            " ".join(line.strip() for line in whole.splitlines()) if len(whole.splitlines()) > 1 else whole
-        )
+        super().__init__(unbroken(whole))
         self.at = at
 
 

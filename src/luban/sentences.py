@@ -19,7 +19,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["LANGUAGES", "Sentence", "kept", "named", "revived", "say", "translate"]
+__all__ = ["LANGUAGES", "Sentence", "kept", "named", "revived", "say", "translate", "unbroken"]
 
 LANGUAGES = ("en", "zh")
 
@@ -68,6 +68,26 @@ def say(template: str, /, **values: Any) -> Sentence:
         '{n} rows: {which}'
     """
     return Sentence(template, {name: _plain(value) for name, value in values.items()})
+
+
+def unbroken(text: str) -> str:
+    """Return a text in one line; a sentence, whose gaps may be filled by texts of many, remains one.
+
+    Example:
+        >>> unbroken(say("no row can be explained: {reason}", reason="it\\n is odd"))
+        'no row can be explained: it is odd'
+    """
+    if text.splitlines() in ([], [text]):
+        return text
+    if isinstance(text, Sentence):
+        return Sentence(text.template, {name: _unbroken(value) for name, value in text.values.items()})
+    return " ".join(line.strip() for line in text.splitlines())
+
+
+def _unbroken(value: Value) -> Value:
+    if isinstance(value, list):
+        return [_unbroken(one) for one in value]
+    return unbroken(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Value:
