@@ -40,6 +40,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from luban import registry
 from luban.errors import RecipeError, did_you_mean
 from luban.gates import Gate
+from luban.sentences import say
 
 __all__ = [
     "Component",
@@ -927,7 +928,12 @@ def options_from(
     for text in () if isinstance(values, Mapping) else values:
         if "=" not in text:
             raise RecipeError(
-                f"option '{text}' is not of the form key=value; {label} takes {', '.join(cls.model_fields)}"
+                say(
+                    "option '{text}' is not of the form key=value; {label} takes {known}",
+                    text=text,
+                    label=label,
+                    known=[*cls.model_fields],
+                )
             )
         _override(document, text)
     try:
@@ -935,11 +941,16 @@ def options_from(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
+        message: str
         match first["type"]:
             case "extra_forbidden":
                 known = [*cls.model_fields]
-                message = (
-                    f"key '{key}' is unknown; {label} takes {', '.join(known)}{did_you_mean(key, known)}"
+                message = say(
+                    "key '{key}' is unknown; {label} takes {known}{hint}",
+                    key=key,
+                    label=label,
+                    known=known,
+                    hint=did_you_mean(key, known),
                 )
             case "value_error":
                 message = f"{label}: {first['msg'].removeprefix('Value error, ')}"

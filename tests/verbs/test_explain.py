@@ -123,6 +123,13 @@ def test_a_mistake_is_told_in_the_language_that_is_asked_for(luban: Luban, artef
         assert ran.code == 2
         assert "luban: 解释方法“grad_cam”不适用于该模型：需要图像，而没有图像输入；适用的有 " in ran.err
     assert "是否指“good”？" in luban("explain", artefact, ROWS, "--class", "goood", "--lang", "zh").err
+    ran = luban("explain", artefact, ROWS, "-m", "occlusion", "windoww=3", "--lang", "zh")
+    assert "未知的键“windoww”；explainer occlusion 可用的有 unit、" in ran.err
+    assert "；是否指“window”？" in ran.err
+    ran = luban("explain", artefact, ROWS, "-m", "occlusion", "window", "--lang", "zh")
+    assert "选项“window”不是 key=value 的形式" in ran.err
+    ran = luban("report", artefact, "--lang", "zh", "--format", "pdf")
+    assert "收到格式“pdf”" in ran.err
     assert "没有模型产物“nowhere”" in luban("explain", "nowhere", ROWS, "--lang", "zh").err
     ran = luban("explain", artefact, ROWS, "-m", "grad_cam", "--lang", "zh", "--json")
     assert json.loads(ran.out)["error"].startswith("explainer 'grad_cam' does not fit")  # JSON is English

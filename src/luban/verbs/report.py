@@ -109,7 +109,13 @@ def report(
     written = require_page(output, format)
     words = Words(lang)
     if limit < 10 or examples < 0:
-        raise InputError(f"received limit {limit} and examples {examples}, but at least 10 and 0 are needed")
+        raise InputError(
+            say(
+                "received limit {limit} and examples {examples}, but at least 10 and 0 are needed",
+                limit=limit,
+                examples=examples,
+            )
+        )
     folder, folds = _resolve(Path(artefact))
     loaded = Artefact.load(folder)
     predictor = of_artefact(loaded, device=device)
@@ -117,7 +123,7 @@ def report(
     chunks: Iterator[pl.DataFrame] | None = None
     if split is not None and data is None:
         raise InputError(
-            "split chooses among the rows of DATA, and none were given; name a file, or leave split out"
+            say("split chooses among the rows of DATA, and none were given; name a file, or leave split out")
         )
     if data is not None:
         chunks = chunks_of(data, list(predictor.pipeline.inputs))
@@ -178,7 +184,7 @@ def require_page(output: str | Path | None, format: str | None = None) -> str:
     """
     written = format_of(output, format)
     if output is not None and Path(output).is_dir():
-        raise InputError(f"'{output}' is a folder; name a file with -o")
+        raise InputError(say("'{output}' is a folder; name a file with -o", output=output))
     if output is not None and written == "html":
         require_pictures()
     return written
@@ -191,7 +197,7 @@ def format_of(output: str | Path | None, format: str | None) -> str:
         InputError: if it is none that a report is written in.
     """
     if format is not None and format not in FORMATS.values():
-        raise InputError(f"received format '{format}', but a report is html, md or json")
+        raise InputError(say("received format '{format}', but a report is html, md or json", format=format))
     return format or (FORMATS.get(Path(output).suffix.lower(), "html") if output is not None else "html")
 
 
