@@ -192,6 +192,21 @@ def test_the_upper_bound_holds_for_small_models_that_learnt_from_the_wrong_label
     assert covered >= 38
 
 
+@pytest.mark.parametrize(("classes", "seen"), [(50, 1), (100, 5), (100, 100)])
+def test_an_opinion_knows_nothing_of_rows_for_leaving_out_classes_that_they_lack(
+    classes: int, seen: int
+) -> None:
+    """The inputs tell nothing, and the model knows more classes than occur."""
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        labels = classes - 1 - generator.integers(seen, size=300)
+        features = Features(
+            generator.normal(size=(300, 3)).astype(np.float32), np.zeros(3, np.int64), None, True, np.ones(300, bool)
+        )  # fmt: skip
+        assert not informed(labels, out_of_fold(features, labels))
+        assert not informed(labels, np.tile(np.bincount(labels, minlength=classes) / 300, (300, 1)))
+
+
 def test_copies_of_rows_are_counted(sound: Path) -> None:
     """A second opinion has seen the label of a row whose copy it learnt from, so that no bound holds."""
     rows = people(300, seed=3)

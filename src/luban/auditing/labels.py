@@ -332,8 +332,9 @@ class _Contradiction:
         n, classes = opinion.shape
         self._labels, self._rows, self._others = labels, np.arange(n), classes - 1
         self._logs = np.log(np.clip(opinion, _FLOOR, 1))  # (n, classes)
-        # One more of each class, so that there is a logarithm of one that no row has.
-        shares = np.bincount(labels, minlength=classes) + 1.0
+        # One row more, a part of it of each class, so that there is a logarithm of one that no row has: with a row of each,
+        # classes that the model knows and these rows lack would make whoever leaves them out seem to know something.
+        shares = np.bincount(labels, minlength=classes) + 1.0 / classes
         self._prior = np.log(shares / shares.sum())  # (classes,)
 
     def __call__(self, share: float) -> float:
