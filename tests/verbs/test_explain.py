@@ -117,7 +117,9 @@ def test_mistakes_are_one_sentence(luban: Luban, artefact: str, arguments: list[
     assert len(ran.err.strip().splitlines()) <= 2
 
 
-def test_a_mistake_is_told_in_the_language_that_is_asked_for(luban: Luban, artefact: str) -> None:
+def test_a_mistake_is_told_in_the_language_that_is_asked_for(
+    luban: Luban, artefact: str, tmp_path: Path
+) -> None:
     for asked in (["--lang", "zh"], ["--lang=zh"]):
         ran = luban("explain", artefact, ROWS, "-m", "grad_cam", *asked)
         assert ran.code == 2
@@ -128,6 +130,12 @@ def test_a_mistake_is_told_in_the_language_that_is_asked_for(luban: Luban, artef
     assert "；是否指“window”？" in ran.err
     ran = luban("explain", artefact, ROWS, "-m", "occlusion", "window", "--lang", "zh")
     assert "选项“window”不是 key=value 的形式" in ran.err
+    broken = tmp_path / "rows.parquet"
+    broken.write_bytes(b"PAR1 no")
+    assert (
+        f"luban: “{broken}”已损坏，或不是 Parquet 文件（"
+        in luban("explain", artefact, broken, "--lang", "zh").err
+    )
     ran = luban("report", artefact, "--lang", "zh", "--format", "pdf")
     assert "收到格式“pdf”" in ran.err
     assert "没有模型产物“nowhere”" in luban("explain", "nowhere", ROWS, "--lang", "zh").err

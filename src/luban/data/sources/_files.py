@@ -49,7 +49,7 @@ def reading(name: str, kind: str | None = None) -> Iterator[None]:
 
     Args:
         name: the file, for the message.
-        kind: what the file should be, such as ``a Parquet file``.
+        kind: what the file should be, such as ``say("a Parquet file")``.
     """
     try:
         yield
@@ -67,7 +67,11 @@ def reading(name: str, kind: str | None = None) -> Iterator[None]:
                 say("the disk is full ({error}); free some space and start again", error=error)
             ) from error
         reason = one_line(str(error) or type(error).__name__)
-        what = f"'{name}' is damaged or is not {kind}" if kind else f"'{name}' cannot be read"
+        what = (
+            say("'{name}' is damaged or is not {kind}", name=name, kind=kind)
+            if kind
+            else say("'{name}' cannot be read", name=name)
+        )
         raise DataError(
             say("{what} ({reason}); write or fetch it again, or name its true type", what=what, reason=reason)
         ) from error

@@ -157,8 +157,10 @@ class Text:
             )
         if b"\0" in head:
             raise DataError(
-                f"'{self.file.name}' holds zero bytes, so it is binary where text belongs; "
-                "name its true type, or say 'encoding: utf-16-le' if it is UTF-16 without its mark"
+                say(
+                    "'{file}' holds zero bytes, so it is binary where text belongs; name its true type, or say 'encoding: utf-16-le' if it is UTF-16 without its mark",
+                    file=self.file.name,
+                )
             )
 
 

@@ -13,6 +13,7 @@ from luban.data.sources._files import File, reading
 from luban.data.sources._tables import Files, Schema
 from luban.errors import DataError
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Arrow"]
 
@@ -36,12 +37,12 @@ class Arrow(Files):
     """
 
     def _schema(self, file: File) -> Schema:
-        with reading(file.name, "an Arrow file"), file.open() as handle:
+        with reading(file.name, say("an Arrow file")), file.open() as handle:
             _, schema = next(_messages(handle, file.name))
             return dict(_frame(schema).schema)
 
     def _frames(self, file: File, schema: Schema) -> Iterator[pl.DataFrame]:
-        with reading(file.name, "an Arrow file"), file.open() as handle:
+        with reading(file.name, say("an Arrow file")), file.open() as handle:
             shared = b""  # what every batch needs before it: the schema and the dictionaries
             if handle.read(len(_FILE_MAGIC)) == _FILE_MAGIC:  # where dictionaries may come after the batches
                 first = _messages(handle, file.name, (_SCHEMA, _DICTIONARY))

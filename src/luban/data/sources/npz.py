@@ -24,6 +24,7 @@ from luban.data.sources._files import File, reading
 from luban.data.sources._tables import Files, Schema
 from luban.errors import DataError, did_you_mean
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Npz"]
 
@@ -93,7 +94,7 @@ class _Member:
 @contextmanager
 def _opened(file: File, arrays: dict[str, str] | None) -> Iterator[dict[str, _Member]]:
     """Open the arrays of a file by column, each at its first row."""
-    with reading(file.name, "an npz or npy file"), ExitStack() as stack:
+    with reading(file.name, say("an npz or npy file")), ExitStack() as stack:
         handle = stack.enter_context(file.open())
         magic = handle.read(len(npy.MAGIC_PREFIX))
         handle.seek(0)

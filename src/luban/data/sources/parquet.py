@@ -9,6 +9,7 @@ import polars as pl
 from luban.data.sources._files import File, local_copy, reading
 from luban.data.sources._tables import Files, Schema
 from luban.registry import register
+from luban.sentences import say
 
 __all__ = ["Parquet"]
 
@@ -23,11 +24,11 @@ class Parquet(Files):
     """
 
     def _schema(self, file: File) -> Schema:
-        with reading(file.name, "a Parquet file"):
+        with reading(file.name, say("a Parquet file")):
             return dict(self._lazy(file).collect_schema())
 
     def _frames(self, file: File, schema: Schema) -> Iterator[pl.DataFrame]:
-        with reading(file.name, "a Parquet file"):
+        with reading(file.name, say("a Parquet file")):
             yield from self._lazy(file).collect_batches(maintain_order=True, lazy=True)
 
     def _lazy(self, file: File) -> pl.LazyFrame:
