@@ -123,8 +123,18 @@ def test_pgd_does_no_less_harm_than_fgsm_and_both_more_than_noise(table: Path) -
     assert any(one.where == "pgd_numbers" and one.severity == "medium" for one in result.findings)
 
 
+@pytest.mark.parametrize("n", [1, 6])
+def test_a_few_rows_that_are_lost_are_told_and_no_finding(table: Path, n: int) -> None:
+    """All of them are: an interval of what is lost then has no width."""
+    rows = people(400, seed=2)
+    known = rows.filter((pl.col("skill").abs() > 1) & ((pl.col("skill") > 0) == (pl.col("label") == "yes")))
+    result = Robustness(numbers=50.0, changes=["fgsm_numbers"]).run(case_of(table / "model", known.head(n)))
+    assert result.tables["changes"][0]["lost_low"] > 0.5
+    assert result.findings == []
+
+
 def test_findings_say_what_was_measured_in_both_languages() -> None:
-    result = AuditResult("robustness")
+    result = AuditResult("robustness", rows=100)
     row = {"change": "typos", "target": "price", "measure": "mean absolute error", "before": 2.0, "after": 3.5, "lost": 0.75,
            "lost_low": 0.5, "lost_high": 1.0}  # fmt: skip
     Robustness()._tell(result, row, harmless=True, attack=False)

@@ -17,6 +17,8 @@ from luban.sentences import Sentence, say
 
 __all__ = ["Robustness"]
 
+_FEWEST = 10  # rows from which what is lost may be a finding; the table tells of fewer
+
 
 @register("audits")
 class Robustness(Audit):
@@ -158,7 +160,8 @@ class Robustness(Audit):
         if harmless:
             result.figures["harmless_lost"] = max(lost, result.figures.get("harmless_lost") or 0.0)
         limit = self.tolerance if harmless else 4 * self.tolerance
-        if lost < limit or low <= 0:
+        # The interval has no width where all rows are lost, be it one.
+        if lost < limit or low <= 0 or result.rows < _FEWEST:
             return
         severity: Severity = "high" if harmless and lost >= 2 * limit else "medium"
         if not harmless and not attack:
