@@ -140,6 +140,17 @@ def test_weights_are_laid_out_where_it_pays_and_for_the_way_back_where_there_is_
         assert len(first._kept) == before + 6
 
 
+def test_half_precision_stays_what_it_is() -> None:
+    core, inputs = core_of(), texts()
+    first = torch.tensor([0, 40, 73, 80])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        states, glance = core(inputs), core(inputs, read=first)
+        with settled():
+            assert torch.equal(core(inputs), states)
+            assert torch.equal(core(inputs, read=first), glance)
+            assert not known()
+
+
 def test_a_number_in_one_row_changes_no_other() -> None:
     core, inputs = core_of(), texts()
     with settled():

@@ -42,8 +42,8 @@ def settled() -> Iterator[None]:
 
 
 def is_settled() -> bool:
-    """Whether weights stay as they are, as `settled` says."""
-    return _known.get() is not None
+    """Whether weights stay as they are, as `settled` says, and nobody asks for products in half precision, which are not made here."""
+    return _known.get() is not None and not torch.is_autocast_enabled("cpu")
 
 
 class _Norming(ctypes.Structure):
@@ -98,7 +98,7 @@ def settled_block(block: nn.Module, parts: Parts, x: Tensor) -> Settled | None:
     """Return the block as it may be computed within `settled`, of which this is its first or a later pass; None elsewhere, and where
     the code does not stand for what these modules do."""
     known = _known.get()
-    if known is None or x.dim() != 2 or not useful(x):
+    if known is None or not is_settled() or x.dim() != 2 or not useful(x):
         return None
     if torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters()):
         return None
