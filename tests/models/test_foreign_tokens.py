@@ -163,6 +163,35 @@ def test_what_cannot_work_is_refused() -> None:
         family_of("classifier", "bart", **BART).follow({"text": text_of(end=False)})
 
 
+@pytest.mark.parametrize("tokens", ["word", "bpe"])
+def test_a_text_that_is_cut_is_read_at_its_end_too(tokens: str, tmp_path: Path) -> None:
+    rows = [{"text": " ".join(WORDS * n), "label": str(n % 2)} for n in range(1, 9)]
+    recipe: dict[str, Any] = {
+        "data": {
+            "train": written(tmp_path, rows),
+            "inputs": {"text": {"type": "text", "tokens": tokens, "max_length": 30}},
+            "targets": {"label": "category"},
+        },
+        "model": {"type": "huggingface", "task": "classifier", "config": {"model_type": "bart", **BART}},
+        "train": {"steps": 2, "batch_size": 8, "device": "cpu", "precision": "fp32"},
+    }
+    luban.train(recipe, output=tmp_path / "ours")
+    predictor = luban.load(tmp_path / "ours")
+    texts = [WORDS[0], " ".join(WORDS * 9), ""]
+    found = predictor.predict([{"text": text} for text in texts])
+    luban.export(tmp_path / "ours", tmp_path / "back")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "back").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back")
+    for text, one in zip(texts, found, strict=True):
+        ids = tokenizer(text, truncation=True, max_length=30, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            (theirs,) = model(ids).logits.softmax(1).tolist()
+        names = model.config.id2label
+        assert one["label.scores"] == pytest.approx({names[i]: p for i, p in enumerate(theirs)}, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["bart", "t5"])
 def test_an_unknown_word_is_learnt_and_texts_are_read_at_their_end(kind: str, tmp_path: Path) -> None:
     rows = [{"text": text, "label": str(i % 2)} for i, text in enumerate(WORDS * 4)]
@@ -179,7 +208,7 @@ def test_an_unknown_word_is_learnt_and_texts_are_read_at_their_end(kind: str, tm
     predictor = luban.load(tmp_path / "ours")  # which verifies the parity sample
     text = predictor.pipeline.inputs["text"]
     assert isinstance(text, Text)
-    assert text.encode_texts(["cat"])["ids"].values.tolist() == [text.unk_id, text.end_id]  # type: ignore[union-attr]
+    assert text.encode_texts(["cat"])["ids"].values.tolist() == [text.cls_id, text.unk_id, text.end_id]  # type: ignore[union-attr]
     encoder: Any = next(iter(predictor.model.encoders.values()))  # type: ignore[union-attr,operator]
     table = encoder.model.get_input_embeddings().weight
     assert bool((table[text.unk_id] != 0).any())

@@ -196,6 +196,8 @@ class HuggingFace(Family):
                 options |= {"tokenizer": self.from_, "lowercase": False}
             if self.from_ is None and self._read_at_end:
                 options["end"] = True
+                if text.like is None:  # else a text that is cut would have no end to be read at
+                    options["special"] = True
             options = {key: value for key, value in options.items() if key not in given}
             data.inputs[column] = type(text).model_validate(
                 {**{k: getattr(text, k) for k in given}, **options}

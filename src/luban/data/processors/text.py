@@ -72,7 +72,7 @@ class Text(Processor):
     """Whether a character without a token of its own becomes the bytes of its UTF-8, instead of unknown; blanks are kept.
     For unigram and char; bpe is made of bytes as it is."""
     special: bool = False
-    """Whether [CLS] and [SEP] are put around each text; they stay where a text is cut."""
+    """Whether [CLS] and [SEP] are put around each text; they stay where a text is cut, and so does the token of `end`."""
     end: bool = False
     """Whether an end-of-text token closes each text that is not cut: <|endoftext|> for bpe, else [SEP]. For language models."""
     opening: Annotated[int, Option(ge=0)] | None = None
@@ -306,7 +306,10 @@ class Text(Processor):
         before, after = self.frame
         closing: list[int] = []
         if end and self.end_id is not None and after[-1:] != [self.end_id]:
-            closing = [self.end_id]
+            if self.special:
+                after = [*after, self.end_id]
+            else:
+                closing = [self.end_id]
         whole = lengths + len(before) + len(after) + len(closing)
         kept, closed = lengths, np.full(len(texts), bool(closing))
         if limit is not None and len(cut := np.flatnonzero(whole > limit)):
