@@ -73,6 +73,16 @@ def test_two_fits_of_the_same_texts_are_equal(kind: str) -> None:
         assert len(states) == 1
 
 
+def test_a_script_of_many_syllables_leaves_room_for_pieces() -> None:
+    """Each is a token where a word begins and another inside one, and all are no more than were asked for."""
+    generator = np.random.default_rng(0)
+    syllables = [chr(0xAC00 + 7 * i) for i in range(400)]
+    texts = [" ".join(["".join(generator.choice(syllables, 3)), "하였다"]) for _ in range(600)]
+    text = fitted(texts, tokens="wordpiece", vocabulary=500)
+    assert text.trained.get_vocab_size() <= 500
+    assert "하였다" in text.trained.get_vocab()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_restored_it_encodes_alike(kind: str) -> None:
     processor, again = fitted(tokens=kind, special=True), Text(tokens=kind, special=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from luban.data.processors._encoding import GPT2, GPT2_DIGITS, WORD, WORD_DIGITS
@@ -221,8 +221,13 @@ def _characters(texts: list[str], trained: Tokenizer, how: Training) -> tuple[li
     for word, count in words.items():
         for character in word:
             seen[character] += count
-    often = sorted(seen, key=lambda c: (-seen[c], c))[: max(100, how.vocabulary * 3 // 4)]
     inner = set(chain.from_iterable(word[1:] for word in words))
+    often = sorted(seen, key=lambda c: (-seen[c], c))
+    tokens = accumulate(
+        1 + (c in inner) for c in often
+    )  # one that goes on inside a word is a token there, too
+    room = max(100, how.vocabulary * 3 // 4)
+    often = [c for c, count in zip(often, tokens, strict=True) if count <= room]
     return often, sorted(inner.intersection(often))
 
 
