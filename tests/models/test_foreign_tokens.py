@@ -115,6 +115,12 @@ def test_what_the_configuration_names_stays() -> None:
     assert family.config is not None
     assert named.items() <= family.config.items()
     assert family.start == 8
+    # What was copied from a published model may fill with a token that texts have.
+    family = family_of("encoder", "roberta", **PLAIN, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    assert (
+        "number 1 for padding, which is '[UNK]' to the tokenizer of 'text'"
+        in family.follow({"text": text})[0]
+    )
     # By whatever name; and there are as many rows as what is named needs.
     family = family_of("encoder", "xlm", **CASES["xlm"][0], n_words=140, pad_index=99)
     assert "vocab_size" not in family.follow({"text": text})[0]

@@ -256,6 +256,7 @@ class HuggingFace(Family):
         if self.from_ is not None or self.config is None or len(texts) != 1:
             return said  # of several texts, `build` says so
         ((column, text),) = texts.items()
+        said += _padding_read(self.config, column, text)
         if not (found := following(self.config, column, text)):
             return said
         if self._read_at_end and found.get("eos_token_id", 0) is None:
@@ -413,6 +414,22 @@ class HuggingFace(Family):
                 f"'{self.from_}' does not fit its config.json: {' '.join(str(error).split())[:200]}"
             ) from None
         return sorted(missing)
+
+
+def _padding_read(config: dict[str, Any], column: str, text: Text) -> list[str]:
+    """Return a sentence if a configuration fills with a token that texts have, as one copied from a published model may."""
+    known = configuration_of(config)
+    named = {type(known).attribute_map.get(key, key) for key, value in config.items() if value is not None}
+    pad = known.pad_token_id if "pad_token_id" in named else None
+    if not isinstance(pad, int) or pad < 0 or pad == text.pad_id or pad in text.end_ids:
+        return []
+    token = text.trained.id_to_token(pad)
+    if token is None:
+        return []
+    return [
+        f"model.config names number {pad} for padding, which is '{token}' to the tokenizer of '{column}', and many architectures never learn the "
+        "vector of padding; leave pad_token_id out to have the tokenizer's own"
+    ]
 
 
 def _edges_of(path: str | None, config: dict[str, Any]) -> dict[str, Any]:
