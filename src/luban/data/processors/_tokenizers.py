@@ -223,9 +223,7 @@ def _characters(texts: list[str], trained: Tokenizer, how: Training) -> tuple[li
             seen[character] += count
     inner = set(chain.from_iterable(word[1:] for word in words))
     often = sorted(seen, key=lambda c: (-seen[c], c))
-    tokens = accumulate(
-        1 + (c in inner) for c in often
-    )  # one that goes on inside a word is a token there, too
+    tokens = accumulate(1 + (c in inner) for c in often)  # inside a word it is another token
     room = max(100, how.vocabulary * 3 // 4)
     often = [c for c, count in zip(often, tokens, strict=True) if count <= room]
     return often, sorted(inner.intersection(often))
