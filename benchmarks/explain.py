@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -139,16 +137,8 @@ def side(words: list[str]) -> None:
     """Be one of the sides: explain the texts that are asked for, and say how long it took."""
     name, clock = words[:2]
     threads = int(words[2]) or None
-    now = time.process_time if clock == "cpu" else time.perf_counter
     work = (ours if name == "luban" else theirs)(threads)
-    everything = texts()
-
-    def answer(start: int, stop: int) -> dict[str, Any]:
-        begun = now()
-        values = work(everything[start:stop])
-        return {"seconds": now() - begun, "values": values}
-
-    common.serve(answer)
+    common.serve_slices(work, texts(), clock)
 
 
 # --- the comparison ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What this machine is quick at: device and precision, chosen by measuring once."""
+"""What this machine is quick at: device, precision and library of the matrix products, chosen by measuring once."""
 
 from __future__ import annotations
 

@@ -473,9 +473,9 @@ def check_language_objective(
 ) -> None:
     """Check what the engine relies on in an objective that makes its targets of a text's own tokens.
 
-    As `check_objective`, checkpoints included; and what it does to a batch follows from the generator alone and leaves the tensors of the batch as
-    they were, makes the fields that were announced, and is over once the batch is made: the rows of a batch that was changed
-    may be told apart again.
+    As `check_objective`, checkpoints included; and what it does to a batch follows from the generator alone and leaves the tensors
+    of the batch as they were, makes the fields that were announced, and is over once the batch is made: the rows of a batch that
+    was changed may be told apart again.
 
     Args:
         objective: the options; the text column must be named.

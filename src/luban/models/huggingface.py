@@ -435,9 +435,8 @@ def _padding_read(config: dict[str, Any], column: str, text: Text) -> list[str]:
 def _edges_of(path: str | None, config: dict[str, Any]) -> dict[str, Any]:
     """Return the tokens that texts begin and end with, by the names of the options: as a directory says, or a configuration alone."""
     if path is None:
-        return edges_of(
-            config, None
-        )  # a class has those of a published tokenizer, and with new weights it is another
+        # What the class has besides are tokens of a published tokenizer, and with new weights the tokenizer is another.
+        return edges_of(config, None)
     found = open_checkpoint(path)
     if found.kind == "luban":
         return {key: found.config["model"].get(key) for key in _EDGES}

@@ -50,8 +50,8 @@ class FairAdversary(Grouped):
 
     Validation rows are measured without the penalty; beside their loss stands what the adversary tells of them (it may fall below 0
     while the model is ahead of it): ``<target>.information``, and where `by` names the groups ``<target>.<groups>.information``
-    (``income.sex.information``), so that several adversaries of one target, each with groups of its own, are told apart. What is kept as 'best' is not the fairest, so take ``train.keep: last``; a
-    moving average (``train.ema``) steadies what the game leaves restless.
+    (``income.sex.information``), so that several adversaries of one target, each with groups of its own, are told apart. What is kept
+    as 'best' is not the fairest, so take ``train.keep: last``; a moving average (``train.ema``) steadies what the game leaves restless.
 
     Example:
         ``objective: {type: fair_adversary, by: [sex], alpha: 1.0, objective: binary_cross_entropy}``
